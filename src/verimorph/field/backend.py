@@ -1,0 +1,60 @@
+"""Choice between the compiled CPU kernels and plain torch. One switch, read by every function of this room."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+_forced_torch = os.environ.get("VERIMORPH_KERNELS", "numba") == "torch"
+
+
+@cache
+def _numba_kernels() -> ModuleType | None:
+    try:
+        from verimorph.field import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+def compiled(*tensors: Tensor) -> ModuleType | None:
+    """Return the compiled kernels if they can serve these tensors (3-D, float32, CPU, batch 1, no gradient), else None."""
+    if _forced_torch:
+        return None
+    for tensor in tensors:
+        if tensor.ndim != 5 or tensor.shape[0] != 1 or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            return None
+        if tensor.requires_grad and torch.is_grad_enabled():
+            return None
+    return _numba_kernels()
+
+
+def kernels_in_use() -> str:
+    """Name the back end in use on the CPU: ``"numba"`` or ``"torch"``."""
+    return "torch" if _forced_torch or _numba_kernels() is None else "numba"
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Run the enclosed code without compiled kernels (tests, doubt)."""
+    global _forced_torch
+    before, _forced_torch = _forced_torch, True
+    try:
+        yield
+    finally:
+        _forced_torch = before
+
+
+def set_threads(threads: int) -> None:
+    """Set the number of CPU threads of torch and of the compiled kernels."""
+    torch.set_num_threads(threads)
+    if _numba_kernels() is not None:
+        import numba
+
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
