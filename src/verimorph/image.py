@@ -30,12 +30,15 @@ class Image:
         What messages call this image; a file name where there is one.
     path
         File the image came from, if any (provenance).
+    stored_dtype
+        Type of the voxels as the header tells it, so that asking for ``dtype`` does not load them.
     """
 
     grid: Grid
     loader: Callable[[], np.ndarray] = field(repr=False)
     name: str = "image"
     path: Path | None = None
+    stored_dtype: np.dtype | None = field(default=None, repr=False)
 
     @classmethod
     def from_array(cls, array: np.ndarray | Tensor, grid: Grid | np.ndarray | None = None, *, name: str = "array") -> Image:
@@ -61,12 +64,12 @@ class Image:
     @property
     def dtype(self) -> np.dtype:
         """Stored type of the voxels."""
-        return self.array.dtype
+        return self.array.dtype if self.stored_dtype is None else self.stored_dtype
 
     @property
     def is_integer(self) -> bool:
         """Whether the voxels are integers (as label maps are)."""
-        return np.issubdtype(self.array.dtype, np.integer) or self.array.dtype == bool
+        return self.dtype.kind in "bui"
 
     def tensor(self, device: torch.device | str = "cpu") -> Float[Tensor, "1 1 *space"]:
         """Voxels as a float32 tensor ``(1, 1, *shape)``."""
@@ -76,4 +79,4 @@ class Image:
     def with_array(self, array: np.ndarray | Tensor, *, name: str | None = None) -> Image:
         """Return an image on the same grid with other voxels."""
         made = Image.from_array(array, self.grid, name=name or self.name)
-        return replace(made, path=None)
+        return replace(made, path=None, stored_dtype=None)

@@ -99,7 +99,9 @@ def _move_into(source: Path, target: Path) -> None:
     files = sorted(file.relative_to(source) for file in source.rglob("*") if not file.is_dir())
     for file in files:
         if (target / file).is_dir():
-            raise InputError(f"{target / file}: a folder stands where a result file goes; move it or choose another output")
+            raise InputError(
+                f"{target / file}: a folder stands where a result file goes; move it or choose another output"
+            )
     for file in files:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(source / file, target / file)
