@@ -21,8 +21,8 @@ WRITABLE = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh", *itk.SUFFIXES)
 def read_image(path: str | os.PathLike, *, volume: int | None = None, series: str | None = None) -> Image:
     """Read an image file or DICOM folder: its header at once, its voxels when first needed.
 
-    NIfTI-1 and -2 (``.nii``, ``.nii.gz``, pairs), MGH and MGZ, NRRD, MetaImage, DICOM, PNG, TIFF, JPEG, BMP. Voxels keep
-    their stored type; a header that scales them gives float32. A volume of one slice is a 2-D image
+    NIfTI-1 and -2 (``.nii``, ``.nii.gz``, pairs), MGH and MGZ, NRRD, MetaImage, DICOM, PNG, TIFF, JPEG, BMP. Voxels
+    keep their stored type; a header that scales them gives float32. A volume of one slice is a 2-D image
     (:func:`verimorph.io.planes.volume_grid` says where it then lies).
 
     Parameters
@@ -42,8 +42,8 @@ def read_image(path: str | os.PathLike, *, volume: int | None = None, series: st
     Raises
     ------
     InputError
-        If the file is missing, damaged, no image, of colour, of several volumes with none chosen, or has no usable place
-        in the world (no or a singular matrix, zero or negative spacing).
+        If the file is missing, damaged, no image, of colour, of several volumes with none chosen, or has no usable
+        place in the world (no or a singular matrix, zero or negative spacing).
 
     Warns
     -----

@@ -39,7 +39,7 @@ def read(path: Path, *, volume: int | None = None) -> Image:
     components = reader.GetNumberOfComponents()
     pixel = reader.GetPixelIDValue()
     size, affine = tuple(reader.GetSize()), world_matrix(reader)
-    if components > 1 and (picture or components in (3, 4) and pixel == sitk.sitkVectorUInt8):
+    if components > 1 and (picture or (components in (3, 4) and pixel == sitk.sitkVectorUInt8)):
         raise InputError(
             f"{path}: is a colour image ({components} values a pixel), one is needed; convert it to grey first, "
             f"e.g. magick {path.name} -colorspace Gray grey.png"

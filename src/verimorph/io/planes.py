@@ -41,7 +41,7 @@ def volume_grid(
     try:
         if len(shape) == 3 and not thin:
             return Grid(shape, affine), (...,)
-        if len(shape) == 3 and len(thin) > 1 or len(shape) == 2 and thin:
+        if (len(shape) == 3 and len(thin) > 1) or (len(shape) == 2 and thin):
             raise InputError(f"is a single row of voxels (shape {shape}), an image with 2 or 3 axes is needed")
         across = thin[0] if len(shape) == 3 else 2
         kept = [axis for axis in range(3) if axis != across]
