@@ -72,7 +72,9 @@ def summarise_errors(errors: Float[ndarray, " n"], *, percentiles: tuple[float, 
     kept = values[~np.isnan(values)]
     summary: dict = {"n": len(kept), "n_missing": len(values) - len(kept)}
     if len(kept) == 0:
-        return summary | dict.fromkeys(["mean", "std", "median", *(f"p{p:g}" for p in percentiles), "max"], float("nan"))
+        return summary | dict.fromkeys(
+            ["mean", "std", "median", *(f"p{p:g}" for p in percentiles), "max"], float("nan")
+        )
     summary |= {"mean": float(kept.mean()), "std": float(kept.std()), "median": float(np.median(kept))}
     summary |= {f"p{p:g}": float(np.percentile(kept, p)) for p in percentiles}
     return summary | {"max": float(kept.max())}
