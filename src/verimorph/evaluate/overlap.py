@@ -49,7 +49,7 @@ class OverlapCounts:
         return _ratio(self.intersection, self.fixed + self.moved - self.intersection)
 
     def volume_similarity(self) -> Float[ndarray, " l"]:
-        """Signed relative volume difference ``2 (|M| - |F|) / (|M| + |F|)``, in [-2, 2]; 0 is best; positive: moved is larger.
+        """Signed relative volume difference ``2 (|M| - |F|) / (|M| + |F|)``, in [-2, 2]; 0 is best, > 0: moved is larger.
 
         This is the form of ITK's ``LabelOverlapMeasures`` with fixed as target. Taha & Hanbury (2015) call
         ``1 - |this| / 2`` the volumetric similarity.
@@ -119,7 +119,7 @@ def dice_per_label(
     Returns
     -------
     dict
-        Label to value in [0, 1], ascending labels; 1 is best. NaN for a label in neither map, 0 for one in a single map.
+        Label to value in [0, 1], ascending labels; 1 is best. NaN for a label in neither map, 0 in one map only.
 
     Examples
     --------
@@ -171,7 +171,8 @@ def _integers(labels: ndarray, name: str) -> Int[ndarray, "*space"]:
     whole = np.round(array)
     if not np.array_equal(whole, array):
         raise InputError(
-            f"the {name} hold fractions or NaN, so they are not a label map; move labels with nearest neighbour ('labels')"
+            f"the {name} hold fractions or NaN, so they are not a label map; "
+            "move labels with interpolation 'labels' or 'nearest'"
         )
     return whole.astype(np.int64)
 

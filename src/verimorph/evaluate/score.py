@@ -62,7 +62,7 @@ def score(
     fixed_grid, moving_grid
         Grids of the images; the fixed grid defaults to that of the labels or of the Jacobian map.
     jacobian
-        Map of Jacobian determinants of the whole transform on the fixed grid; computed from ``transform`` where missing.
+        Jacobian determinants of the whole transform on the fixed grid; computed from ``transform`` where missing.
     mask
         Fixed-grid voxels on which Jacobian and inverse consistency are measured.
     surface
@@ -70,7 +70,7 @@ def score(
     surface_dice_tolerance_mm
         Tolerance of the surface Dice.
     unit
-        Unit of a grid step of spacing 1: ``"mm"``, or ``"voxel"`` where the image has no known voxel size. It names the keys.
+        Unit of spacing, used in the keys: ``"mm"``, or ``"voxel"`` where the image has no known voxel size.
     max_points
         Points per direction for inverse consistency.
     threads
