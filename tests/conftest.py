@@ -47,7 +47,7 @@ def data_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def oblique_grid():
-    """Factory of oblique, anisotropic grids away from the origin: ``oblique_grid(3)``, ``oblique_grid(2, shape=(9, 7))``.
+    """Factory of oblique, anisotropic grids off the origin: ``oblique_grid(3)``, ``oblique_grid(2, shape=(9, 7))``.
 
     ``seed`` varies direction and origin; ``flip=True`` makes the axes left-handed, as in many clinical files.
     """
@@ -71,3 +71,38 @@ def oblique_grid():
 def random() -> np.random.Generator:
     """A seeded source of random numbers."""
     return np.random.default_rng(20240517)
+
+
+class _BrowserCount:
+    """Fails a run that must open the report in a browser (``REQUIRE_BROWSER=1``, as in CI) and did not."""
+
+    def __init__(self) -> None:
+        self.passed = self.skipped = 0
+
+    @property
+    def failed(self) -> bool:
+        return self.skipped > 0 or self.passed == 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if "browser" in report.keywords:
+            self.passed += report.when == "call" and report.passed
+            self.skipped += report.skipped
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.failed and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.failed:
+            terminalreporter.section("browser", red=True, bold=True)
+            terminalreporter.line(
+                f"FAILED: REQUIRE_BROWSER is set; {self.passed} browser tests passed, {self.skipped} were skipped",
+                red=True,
+            )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count browser tests where one is required, in the process that reports (not in xdist's workers)."""
+    if os.environ.get("REQUIRE_BROWSER", "0") not in ("", "0") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_BrowserCount(), "browser-count")
