@@ -1,0 +1,101 @@
+"""Transforms in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+from torch import Tensor
+
+from verimorph.errors import InputError
+from verimorph.grid import Grid
+from verimorph.image import Image
+from verimorph.transform import dense, resampling
+from verimorph.transform.protocol import Interpolation, Transform
+
+
+@dataclass(frozen=True, eq=False)
+class Composite:
+    """Several transforms, one after the other.
+
+    Parameters
+    ----------
+    parts
+        ``parts[0]`` acts first on a fixed point, the last one leads into the moving image. Composites inside are
+        unpacked, neighbouring linear maps multiplied into one, so that two ways to write the same map are one object.
+
+    Raises
+    ------
+    InputError
+        If there is no part, or parts differ in their number of axes.
+    """
+
+    parts: Sequence[Transform]
+
+    def __post_init__(self) -> None:
+        parts = tuple(_simplified(self.parts))
+        if not parts:
+            raise InputError("a composite transform needs at least one part")
+        if len({part.ndim for part in parts}) > 1:
+            raise InputError(f"cannot chain transforms of {' and '.join(f'{part.ndim}-D' for part in parts)}")
+        object.__setattr__(self, "parts", parts)
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes."""
+        return self.parts[0].ndim
+
+    @property
+    def kind(self) -> str:
+        """``"composite"``."""
+        return "composite"
+
+    def map_points(self, points: Float[ndarray, "n d"]) -> Float[ndarray, "n d"]:
+        """Send the points through all parts in order."""
+        points = np.asarray(points, dtype=np.float64)
+        for part in self.parts:
+            points = part.map_points(points)
+        return points
+
+    def displacement_on(self, grid: Grid) -> Float[Tensor, "1 d *space"]:
+        """Dense form of the whole chain on a grid, in voxels of that grid."""
+        return dense.displacement_on(self, grid)
+
+    def resample(
+        self, image: Image, reference: Grid, *, interpolation: Interpolation = "linear", background: float = 0.0
+    ) -> Image:
+        """Carry a moving image onto ``reference``; see :func:`verimorph.transform.resampling.resample`."""
+        return resampling.resample(self, image, reference, interpolation=interpolation, background=background)
+
+    def inverse(self) -> Transform:
+        """Return the inverses of the parts in reverse order."""
+        return chain([part.inverse() for part in reversed(self.parts)])
+
+    def then(self, after: Transform) -> Transform:
+        """Return this chain followed by ``after``."""
+        return chain([self, after])
+
+    def jacobian_determinant(self, grid: Grid) -> Float[Tensor, "1 *space"]:
+        """Change of volume by the whole chain."""
+        return dense.jacobian_determinant(self, grid)
+
+
+def chain(parts: Iterable[Transform]) -> Transform:
+    """Put transforms in a row, ``parts[0]`` acting first; a row that comes down to one transform is that one."""
+    made = Composite(tuple(parts))
+    return made.parts[0] if len(made.parts) == 1 else made
+
+
+def _simplified(parts: Iterable[Transform]) -> list[Transform]:
+    out: list[Transform] = []
+    for part in parts:
+        for piece in getattr(part, "parts", (part,)):
+            if out and hasattr(piece, "matrix") and hasattr(out[-1], "matrix") and piece.ndim == out[-1].ndim:
+                out[-1] = type(piece)(piece.matrix @ out[-1].matrix)
+            else:
+                out.append(piece)
+    without_identity = [part for part in out if part.kind != "identity"]
+    return without_identity or out[:1]

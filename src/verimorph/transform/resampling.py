@@ -1,0 +1,155 @@
+"""Carrying an image through any transform, in one interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+
+from verimorph import field
+from verimorph.errors import OptionError, nearest
+from verimorph.grid import Grid
+from verimorph.image import Image
+from verimorph.transform.dense import FieldThenMatrix, check_dimensions, field_then_matrix
+from verimorph.transform.protocol import Interpolation, Transform
+from verimorph.transform.slabs import slab_index, slabs, world_points
+from verimorph.transform.voting import inside, read_nearest, read_vote
+
+INTERPOLATIONS: tuple[Interpolation, ...] = ("linear", "nearest", "cubic", "labels")
+
+
+def resample(
+    transform: Transform,
+    image: Image,
+    reference: Grid,
+    *,
+    interpolation: Interpolation = "linear",
+    background: float = 0.0,
+) -> Image:
+    """Carry a moving image onto a grid in fixed space: ``moved(x) = image(transform(x))``.
+
+    Parameters
+    ----------
+    transform
+        Fixed to moving. A field on ``reference`` followed by matrices (what a registration returns) is one pass over
+        the image; any other transform is evaluated point by point. Neither builds a dense composition.
+    image
+        On its own grid, which may differ from ``reference`` in everything but the number of axes.
+    interpolation
+        ``linear``; ``cubic`` (B-spline of order 3); ``nearest`` (halves up); ``labels`` (the label with the largest
+        linear weight, see :func:`verimorph.transform.voting.read_vote`). The last two never change a value.
+    background
+        Value outside the moving image.
+
+    Returns
+    -------
+    Image
+        On ``reference``, voxels of the same type as those of ``image``. Interpolated values of integer images are
+        rounded to the nearest integer and clipped to the range of the type.
+
+    Raises
+    ------
+    OptionError
+        For an unknown interpolation.
+    InputError
+        If transform, image and reference do not have the same number of axes.
+    """
+    if interpolation not in INTERPOLATIONS:
+        raise OptionError(f"unknown interpolation '{interpolation}'{nearest(interpolation, INTERPOLATIONS)}")
+    check_dimensions(transform, reference)
+    check_dimensions(transform, image.grid)
+    array = image.array
+    simple = field_then_matrix(transform, reference)
+    has_field = simple is not None and simple.displacement is not None
+    if interpolation == "linear" and has_field and not _needs_double(array):
+        matrix = image.grid.inverse_affine @ simple.matrix @ reference.affine
+        moved = field.warp(
+            image.tensor(simple.displacement.device), simple.displacement, matrix=matrix, background=background
+        )
+        voxels = to_type(moved[0, 0].cpu().numpy(), array.dtype)
+    else:
+        read = _reader(array, interpolation, _clipped(background, array.dtype, interpolation))
+        voxels = np.empty(reference.shape, dtype=array.dtype)
+        for planes in slabs(reference.shape):
+            index = moving_index(transform, simple, reference, image.grid, planes)
+            voxels[planes] = to_type(read(index), array.dtype).reshape(voxels[planes].shape)
+    return Image.from_array(voxels, reference, name=image.name)
+
+
+def moving_index(
+    transform: Transform, simple: FieldThenMatrix | None, reference: Grid, moving: Grid, planes: slice
+) -> Float[ndarray, "n d"]:
+    """Where the voxels of some planes of ``reference`` fall in the moving image, in its voxels, float64."""
+    if simple is None:
+        return moving.world_to_index(transform.map_points(world_points(reference, planes)))
+    d = reference.ndim
+    index = slab_index(reference.shape, planes)
+    if simple.displacement is not None:
+        index += np.moveaxis(simple.displacement[0, :, planes].detach().cpu().numpy(), 0, -1)
+    matrix = moving.inverse_affine @ simple.matrix @ reference.affine
+    return index.reshape(-1, d) @ matrix[:d, :d].T + matrix[:d, d]
+
+
+def to_type(values: ndarray, dtype: np.dtype) -> ndarray:
+    """Convert to a voxel type; to an integer type by rounding to the nearest integer and clipping to its range."""
+    if values.dtype == dtype:
+        return values
+    if np.issubdtype(dtype, np.bool_):
+        return values >= 0.5
+    if np.issubdtype(dtype, np.integer) and not np.issubdtype(values.dtype, np.integer):
+        limits = np.iinfo(dtype)
+        # 2^63 - 1 (for float32 also 2^31 - 1) is no float; its neighbour above would overflow in the cast.
+        highest = values.dtype.type(limits.max)
+        if int(highest) > limits.max:
+            highest = np.nextafter(highest, values.dtype.type(0))
+        return np.clip(np.rint(values), limits.min, highest).astype(dtype)
+    return values.astype(dtype)
+
+
+def _clipped(background: float, dtype: np.dtype, interpolation: str) -> float:
+    """Background as the voxel type can hold it (a reader of integers writes it straight into the result)."""
+    return to_type(np.float64([background]), dtype)[0] if interpolation in ("nearest", "labels") else background
+
+
+def _needs_double(array: ndarray) -> bool:
+    """Whether float32 would round the voxels: integers beyond 2^24."""
+    if not np.issubdtype(array.dtype, np.integer) or array.dtype.itemsize < 4 or array.size == 0:
+        return False
+    return max(abs(int(array.min())), abs(int(array.max()))) > 1 << 24
+
+
+def _reader(array: ndarray, interpolation: Interpolation, background: float) -> Callable[[ndarray], ndarray]:
+    """Return the function that reads the image at indices ``(n, D)``."""
+    if interpolation == "nearest":
+        return lambda index: read_nearest(array, index, background)
+    if interpolation == "labels":
+        return lambda index: read_vote(array, index, background)
+    work = np.float64 if _needs_double(array) else np.float32
+    if interpolation == "cubic":
+        return _cubic_reader(array, work, background)
+    voxels = torch.from_numpy(np.array(array, dtype=work, order="C"))[None, None]
+
+    def read(index: ndarray) -> ndarray:
+        where = torch.from_numpy(index.T.astype(work)).reshape(1, array.ndim, -1, *[1] * (array.ndim - 1))
+        return field.sample(voxels, where, background=background).numpy().reshape(-1)
+
+    return read
+
+
+def _cubic_reader(array: ndarray, work: type, background: float) -> Callable[[ndarray], ndarray]:
+    """Cubic B-spline with mirrored borders; the image is prefiltered once, not once a slab."""
+    from scipy import ndimage
+
+    coefficients = ndimage.spline_filter(array.astype(work), order=3, output=work, mode="mirror")
+    limit = np.array(array.shape) - 1
+
+    def read(index: ndarray) -> ndarray:
+        where = np.clip(index, 0, limit).T
+        values = ndimage.map_coordinates(coefficients, where, np.float64, order=3, mode="mirror", prefilter=False)
+        values[~inside(index, array.shape)] = background
+        return values
+
+    return read
