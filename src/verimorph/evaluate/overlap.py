@@ -49,7 +49,7 @@ class OverlapCounts:
         return _ratio(self.intersection, self.fixed + self.moved - self.intersection)
 
     def volume_similarity(self) -> Float[ndarray, " l"]:
-        """Signed relative volume difference ``2 (|M| - |F|) / (|M| + |F|)``, in [-2, 2]; 0 is best, > 0: moved is larger.
+        """Signed relative volume difference ``2 (|M| - |F|) / (|M| + |F|)``, in [-2, 2]; > 0 where moved is larger.
 
         This is the form of ITK's ``LabelOverlapMeasures`` with fixed as target. Taha & Hanbury (2015) call
         ``1 - |this| / 2`` the volumetric similarity.

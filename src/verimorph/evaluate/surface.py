@@ -203,9 +203,9 @@ def surface_element_areas(spacing: tuple[float, ...]) -> Float[ndarray, " codes"
     Bit ``2^D - 1 - (4i + 2j + k)`` of the pattern (``3 - (2i + j)`` in 2-D) is the voxel at offset ``(i, j, k)``.
 
     On each face of the block, segments through the edge midpoints separate set from unset corners; on a face whose
-    diagonals differ, they cut off the corners of the minority (the set ones, where at most half of the block is set). The
-    segments close to polygons. A polygon that is not planar is split into triangles, the split of largest area in the
-    unit cube; midpoints are then scaled by the spacing. These rules give the published 256-entry table exactly.
+    diagonals differ, they cut off the corners of the minority (the set ones, where at most half of the block is set).
+    The segments close to polygons. A polygon that is not planar is split into triangles, the split of largest area in
+    the unit cube; midpoints are then scaled by the spacing. These rules give the published 256-entry table exactly.
 
     Parameters
     ----------
