@@ -11,7 +11,7 @@ from functools import cached_property
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from numpy import ndarray
 
 from verimorph.errors import InputError
@@ -45,7 +45,7 @@ class Grid:
     """
 
     shape: tuple[int, ...]
-    affine: Float[ndarray, "h h"] = None  # type: ignore[assignment]
+    affine: Num[ndarray, "h h"] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         shape = tuple(int(n) for n in self.shape)
@@ -119,17 +119,17 @@ class Grid:
             affine = np.block([[affine[:2, :2], np.zeros((2, 2))], [np.zeros((2, 2)), np.eye(2)]])
         return "".join(nib.orientations.aff2axcodes(affine)[: self.ndim])
 
-    def index_to_world(self, index: Float[ndarray, "*n d"]) -> Float[ndarray, "*n d"]:
+    def index_to_world(self, index: Num[ndarray, "*n d"]) -> Float[ndarray, "*n d"]:
         """Map voxel indices (fractions allowed) to world points, mm."""
         d = self.ndim
         return np.asarray(index, dtype=np.float64) @ self.affine[:d, :d].T + self.affine[:d, d]
 
-    def world_to_index(self, points: Float[ndarray, "*n d"]) -> Float[ndarray, "*n d"]:
+    def world_to_index(self, points: Num[ndarray, "*n d"]) -> Float[ndarray, "*n d"]:
         """Map world points, mm, to voxel indices (fractions)."""
         d = self.ndim
         return np.asarray(points, dtype=np.float64) @ self.inverse_affine[:d, :d].T + self.inverse_affine[:d, d]
 
-    def contains(self, points: Float[ndarray, "*n d"]) -> np.ndarray:
+    def contains(self, points: Num[ndarray, "*n d"]) -> np.ndarray:
         """Tell for each world point whether it is inside the field of view, as ITK tests it.
 
         Inside means a continuous index in ``[-0.5, N - 0.5)`` along every axis.
@@ -138,7 +138,7 @@ class Grid:
         return ((index >= -0.5) & (index < np.array(self.shape) - 0.5)).all(axis=-1)
 
     def matrix_to(self, other: Grid) -> Float[ndarray, "h h"]:
-        """Return the matrix that takes voxel indices of this grid to voxel indices of ``other`` at the same world point."""
+        """Return the matrix that takes voxel indices of this grid to those of ``other`` at the same world point."""
         return other.inverse_affine @ self.affine
 
     def corners(self) -> Float[ndarray, "n d"]:

@@ -41,14 +41,17 @@ class Image:
     stored_dtype: np.dtype | None = field(default=None, repr=False)
 
     @classmethod
-    def from_array(cls, array: np.ndarray | Tensor, grid: Grid | np.ndarray | None = None, *, name: str = "array") -> Image:
+    def from_array(
+        cls, array: np.ndarray | Tensor, grid: Grid | np.ndarray | None = None, *, name: str = "array"
+    ) -> Image:
         """Make an image from voxels and a grid or voxel-to-world affine (RAS+ mm; default unit spacing).
 
         >>> Image.from_array(np.zeros((4, 5), np.uint8)).grid.shape
         (4, 5)
         """
         voxels = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
-        where = grid if isinstance(grid, Grid) else Grid(voxels.shape, grid)  # type: ignore[arg-type]
+        affine = np.eye(voxels.ndim + 1) if grid is None else grid
+        where = affine if isinstance(affine, Grid) else Grid(voxels.shape, affine)
         if where.shape != voxels.shape:
             raise InputError(f"{name} has shape {voxels.shape}, its grid {where.shape}; they must be equal")
         return cls(where, lambda: voxels, name)

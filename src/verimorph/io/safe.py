@@ -49,7 +49,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     ...     beside.write_text("{}")
     """
     target = Path(path)
-    if target.is_dir():
+    if os.path.isdir(target):
         raise InputError(f"{target}: is a folder, a file name is needed; give e.g. {target / 'result.nii.gz'}")
     with writing_folder(target.parent) as folder:
         yield folder / target.name
@@ -76,7 +76,7 @@ def writing_folder(path: str | os.PathLike) -> Iterator[Path]:
         If the disk is full.
     """
     target = Path(path)
-    made = [folder for folder in (target, *target.parents) if not folder.exists()]
+    made = [folder for folder in (target, *target.parents) if not os.path.exists(folder)]
     hidden = target / f".partial-{os.getpid()}-{next(_counter)}"
     try:
         with _plain_disk_errors(target, hidden):
@@ -190,7 +190,7 @@ def stop_on_sigterm() -> Iterator[None]:
 
 def _existing_parent(path: Path) -> Path:
     path = path.absolute()
-    while not path.exists():
+    while not os.path.exists(path):
         path = path.parent
     return path
 
