@@ -15,7 +15,7 @@ from typing import Any
 
 # Extra -> what it is for and the packages it brings, under the names they are imported by.
 EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
-    "formats": ("FSL, FreeSurfer, AFNI and X5 transforms", {"nitransforms": "nitransforms", "h5py": "h5py"}),
+    "formats": ("X5 transforms", {"nitransforms": "nitransforms", "h5py": "h5py"}),
     "demo": ("the template brain of `verimorph demo`", {"nilearn": "nilearn"}),
     "dev": ("tests, linter and type checker", {"pytest": "pytest", "hypothesis": "hypothesis", "ruff": "ruff"}),
     "docs": ("this documentation, built", {"mkdocs-material": "material", "mkdocstrings": "mkdocstrings"}),

@@ -53,6 +53,12 @@ def blob(shape: Sequence[int], centre: Sequence[float], width: float = 3.0) -> n
 
 
 @pytest.fixture
+def bright() -> np.ndarray:
+    """The fixed image of `pair` as voxels."""
+    return blob((24, 24, 20), (11, 12, 10))
+
+
+@pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     """Two small images of one blob, two voxels apart, with their label maps beside them (``*_labels.nii.gz``)."""
     import nibabel as nib
