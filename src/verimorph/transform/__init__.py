@@ -8,7 +8,7 @@ from verimorph.transform.composite import Composite, chain
 from verimorph.transform.displacement import DisplacementField
 from verimorph.transform.inversion import NumericalInverse, map_points_back
 from verimorph.transform.linear import Affine, Decomposition, identity, rigid, similarity
-from verimorph.transform.protocol import Interpolation, Transform
+from verimorph.transform.protocol import Transform
 from verimorph.transform.resampling import INTERPOLATIONS, resample
 from verimorph.transform.spline import Spline
 from verimorph.transform.velocity import VelocityField

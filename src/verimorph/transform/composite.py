@@ -14,7 +14,7 @@ from verimorph.errors import InputError
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.transform import dense, resampling
-from verimorph.transform.protocol import Interpolation, Transform
+from verimorph.transform.protocol import Transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +36,11 @@ class Composite:
     parts: Sequence[Transform]
 
     def __post_init__(self) -> None:
-        parts = tuple(_simplified(self.parts))
-        if not parts:
+        if not self.parts:
             raise InputError("a composite transform needs at least one part")
-        if len({part.ndim for part in parts}) > 1:
-            raise InputError(f"cannot chain transforms of {' and '.join(f'{part.ndim}-D' for part in parts)}")
-        object.__setattr__(self, "parts", parts)
+        if len({part.ndim for part in self.parts}) > 1:
+            raise InputError(f"cannot chain transforms of {' and '.join(f'{part.ndim}-D' for part in self.parts)}")
+        object.__setattr__(self, "parts", tuple(_simplified(self.parts)))
 
     @property
     def ndim(self) -> int:
@@ -65,7 +64,7 @@ class Composite:
         return dense.displacement_on(self, grid)
 
     def resample(
-        self, image: Image, reference: Grid, *, interpolation: Interpolation = "linear", background: float = 0.0
+        self, image: Image, reference: Grid, *, interpolation: str = "linear", background: float = 0.0
     ) -> Image:
         """Carry a moving image onto ``reference``; see :func:`verimorph.transform.resampling.resample`."""
         return resampling.resample(self, image, reference, interpolation=interpolation, background=background)
@@ -93,7 +92,7 @@ def _simplified(parts: Iterable[Transform]) -> list[Transform]:
     out: list[Transform] = []
     for part in parts:
         for piece in getattr(part, "parts", (part,)):
-            if out and hasattr(piece, "matrix") and hasattr(out[-1], "matrix") and piece.ndim == out[-1].ndim:
+            if out and hasattr(piece, "matrix") and hasattr(out[-1], "matrix"):
                 out[-1] = type(piece)(piece.matrix @ out[-1].matrix)
             else:
                 out.append(piece)

@@ -43,7 +43,7 @@ def field_then_matrix(transform: Transform, grid: Grid) -> FieldThenMatrix | Non
         if hasattr(part, "matrix"):
             matrix = part.matrix @ matrix
         elif position == 0 and hasattr(part, "displacement") and part.grid.is_close(grid, tolerance_mm=1e-4):
-            displacement = part.displacement
+            displacement = part.displacement.detach()
         else:
             return None
     return FieldThenMatrix(displacement, matrix)

@@ -18,7 +18,7 @@ from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.transform import dense, resampling
 from verimorph.transform.composite import chain
-from verimorph.transform.protocol import Interpolation, Transform
+from verimorph.transform.protocol import Transform
 
 LARGEST_RESIDUAL_VOXELS = 0.5
 """A numerical inverse off by more than this somewhere is refused where the field folds, and warned about elsewhere."""
@@ -40,7 +40,8 @@ class DisplacementField:
     inverse_displacement
         Displacement of the inverse map on the same grid, if it is known; otherwise :meth:`inverse` computes it.
     inverse_residual
-        Mean and largest length of ``w + u(x + w)``, voxels, of a computed inverse: how far it is from exact.
+        Mean and largest distance, voxels, of a point from itself after there and back through a computed inverse
+        (the worse of the two orders, over voxels that stay inside the grid).
 
     Raises
     ------
@@ -77,7 +78,7 @@ class DisplacementField:
         return dense.displacement_on(self, grid)
 
     def resample(
-        self, image: Image, reference: Grid, *, interpolation: Interpolation = "linear", background: float = 0.0
+        self, image: Image, reference: Grid, *, interpolation: str = "linear", background: float = 0.0
     ) -> Image:
         """Carry a moving image onto ``reference``; see :func:`verimorph.transform.resampling.resample`."""
         return resampling.resample(self, image, reference, interpolation=interpolation, background=background)
@@ -92,10 +93,14 @@ class DisplacementField:
         """
         if self.inverse_displacement is not None:
             return DisplacementField(self.grid, self.inverse_displacement, self.displacement, self.inverse_residual)
-        found = field.invert(self.displacement)
-        if found.max_residual > LARGEST_RESIDUAL_VOXELS:
-            folded = int((field.jacobian_determinant(self.displacement) <= 0).sum())
-            size = f"mean {found.mean_residual:.2g}, largest {found.max_residual:.2g} voxels"
+        forward = self.displacement.detach()
+        found = field.invert(forward)
+        # Of a fold, invert() finds one sheet: there and back is exact, back and there is not. Both must hold.
+        returned = _length_inside(field.compose(found.displacement, forward), forward)
+        mean, largest = max(found.mean_residual, returned[0]), max(found.max_residual, returned[1])
+        if largest > LARGEST_RESIDUAL_VOXELS:
+            folded = int((field.jacobian_determinant(forward) <= 0).sum())
+            size = f"mean {mean:.2g}, largest {largest:.2g} voxels"
             if folded:
                 raise NoInverseError(
                     f"the displacement field folds at {folded} voxels and cannot be inverted (residual: {size}); "
@@ -103,8 +108,7 @@ class DisplacementField:
                 )
             message = f"the numerical inverse of the field is inexact in places: {size}"
             warnings.warn(message, VerimorphWarning, stacklevel=2)
-        residual = (found.mean_residual, found.max_residual)
-        return DisplacementField(self.grid, found.displacement, self.displacement, residual)
+        return DisplacementField(self.grid, found.displacement, forward, (mean, largest))
 
     def then(self, after: Transform) -> Transform:
         """Return this map followed by ``after``."""
@@ -113,6 +117,17 @@ class DisplacementField:
     def jacobian_determinant(self, grid: Grid) -> Float[Tensor, "1 *space"]:
         """Change of volume, ``det(I + du/dx)``."""
         return dense.jacobian_determinant(self, grid)
+
+
+def _length_inside(residual: Tensor, displacement: Tensor) -> tuple[float, float]:
+    """Mean and largest length of a residual over the voxels that ``displacement`` keeps inside the grid."""
+    shape = displacement.shape[2:]
+    inside = torch.ones(shape, dtype=torch.bool, device=displacement.device)
+    for d, n in enumerate(shape):
+        place = torch.arange(n, device=displacement.device).view([-1 if k == d else 1 for k in range(len(shape))])
+        inside &= (displacement[0, d] >= -place) & (displacement[0, d] <= n - 1 - place)
+    length = residual[0].square().sum(0).sqrt()[inside]
+    return (float(length.mean()), float(length.max())) if length.numel() else (0.0, 0.0)
 
 
 def check_field(grid: Grid, displacement: Tensor, name: str) -> None:

@@ -15,7 +15,7 @@ from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.transform import dense, resampling
 from verimorph.transform.composite import chain
-from verimorph.transform.protocol import Interpolation, Transform
+from verimorph.transform.protocol import Transform
 
 _ITERATIONS = 30
 _STEP_MM = 0.05
@@ -120,7 +120,7 @@ class NumericalInverse:
         return dense.displacement_on(self, grid)
 
     def resample(
-        self, image: Image, reference: Grid, *, interpolation: Interpolation = "linear", background: float = 0.0
+        self, image: Image, reference: Grid, *, interpolation: str = "linear", background: float = 0.0
     ) -> Image:
         """Carry a moving image onto ``reference``; see :func:`verimorph.transform.resampling.resample`."""
         return resampling.resample(self, image, reference, interpolation=interpolation, background=background)

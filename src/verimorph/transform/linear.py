@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from verimorph.errors import InputError, NoInverseError
@@ -16,7 +16,9 @@ from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.transform import dense, resampling
 from verimorph.transform.composite import chain
-from verimorph.transform.protocol import Interpolation, Transform
+from verimorph.transform.protocol import Transform
+
+Vector = Sequence[float | int] | ndarray
 
 
 class Decomposition(NamedTuple):
@@ -106,7 +108,7 @@ class Affine:
         return dense.displacement_on(self, grid)
 
     def resample(
-        self, image: Image, reference: Grid, *, interpolation: Interpolation = "linear", background: float = 0.0
+        self, image: Image, reference: Grid, *, interpolation: str = "linear", background: float = 0.0
     ) -> Image:
         """Carry a moving image onto ``reference``; see :func:`verimorph.transform.resampling.resample`."""
         return resampling.resample(self, image, reference, interpolation=interpolation, background=background)
@@ -159,7 +161,7 @@ def identity(ndim: int) -> Affine:
 
 
 def rigid(
-    *, rotation: ArrayLike | None = None, translation: ArrayLike | None = None, centre: ArrayLike | None = None
+    *, rotation: float | Vector | None = None, translation: Vector | None = None, centre: Vector | None = None
 ) -> Affine:
     """Make a rigid map ``x -> R (x - c) + c + t``.
 
@@ -187,10 +189,10 @@ def rigid(
 
 def similarity(
     *,
-    rotation: ArrayLike | None = None,
+    rotation: float | Vector | None = None,
     scale: float = 1.0,
-    translation: ArrayLike | None = None,
-    centre: ArrayLike | None = None,
+    translation: Vector | None = None,
+    centre: Vector | None = None,
 ) -> Affine:
     """Make a similarity ``x -> s R (x - c) + c + t``; arguments as in :func:`rigid`, ``scale`` > 0."""
     turn = None if rotation is None else _rotation_matrix(np.asarray(rotation, dtype=np.float64))

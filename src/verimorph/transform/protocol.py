@@ -44,7 +44,7 @@ class Transform(Protocol):
         ...
 
     def resample(
-        self, image: Image, reference: Grid, *, interpolation: Interpolation = "linear", background: float = 0.0
+        self, image: Image, reference: Grid, *, interpolation: str = "linear", background: float = 0.0
     ) -> Image:
         """Carry a moving image onto ``reference`` in one interpolation; the type of its voxels stays."""
         ...

@@ -14,7 +14,7 @@ from verimorph.errors import OptionError, nearest
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.transform.dense import FieldThenMatrix, check_dimensions, field_then_matrix
-from verimorph.transform.protocol import Interpolation, Transform
+from verimorph.transform.protocol import Transform
 from verimorph.transform.slabs import slab_index, slabs, world_points
 from verimorph.transform.voting import inside, read_nearest, read_vote
 
@@ -26,7 +26,7 @@ def resample(
     image: Image,
     reference: Grid,
     *,
-    interpolation: Interpolation = "linear",
+    interpolation: str = "linear",
     background: float = 0.0,
 ) -> Image:
     """Carry a moving image onto a grid in fixed space: ``moved(x) = image(transform(x))``.
@@ -88,7 +88,7 @@ def moving_index(
     d = reference.ndim
     index = slab_index(reference.shape, planes)
     if simple.displacement is not None:
-        index += np.moveaxis(simple.displacement[0, :, planes].detach().cpu().numpy(), 0, -1)
+        index += np.moveaxis(simple.displacement[0, :, planes].cpu().numpy(), 0, -1)
     matrix = moving.inverse_affine @ simple.matrix @ reference.affine
     return index.reshape(-1, d) @ matrix[:d, :d].T + matrix[:d, d]
 
@@ -109,7 +109,7 @@ def to_type(values: ndarray, dtype: np.dtype) -> ndarray:
     return values.astype(dtype)
 
 
-def _clipped(background: float, dtype: np.dtype, interpolation: str) -> float:
+def _clipped(background: float, dtype: np.dtype, interpolation: str) -> float | np.generic:
     """Background as the voxel type can hold it (a reader of integers writes it straight into the result)."""
     return to_type(np.float64([background]), dtype)[0] if interpolation in ("nearest", "labels") else background
 
@@ -121,7 +121,7 @@ def _needs_double(array: ndarray) -> bool:
     return max(abs(int(array.min())), abs(int(array.max()))) > 1 << 24
 
 
-def _reader(array: ndarray, interpolation: Interpolation, background: float) -> Callable[[ndarray], ndarray]:
+def _reader(array: ndarray, interpolation: str, background: float | np.generic) -> Callable[[ndarray], ndarray]:
     """Return the function that reads the image at indices ``(n, D)``."""
     if interpolation == "nearest":
         return lambda index: read_nearest(array, index, background)

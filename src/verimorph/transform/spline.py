@@ -18,7 +18,7 @@ from verimorph.transform import dense, resampling
 from verimorph.transform.composite import chain
 from verimorph.transform.displacement import check_field
 from verimorph.transform.inversion import NumericalInverse
-from verimorph.transform.protocol import Interpolation, Transform
+from verimorph.transform.protocol import Transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Spline:
         return dense.displacement_on(self, grid)
 
     def resample(
-        self, image: Image, reference: Grid, *, interpolation: Interpolation = "linear", background: float = 0.0
+        self, image: Image, reference: Grid, *, interpolation: str = "linear", background: float = 0.0
     ) -> Image:
         """Carry a moving image onto ``reference``; see :func:`verimorph.transform.resampling.resample`."""
         return resampling.resample(self, image, reference, interpolation=interpolation, background=background)

@@ -16,7 +16,7 @@ from verimorph.image import Image
 from verimorph.transform import dense, resampling
 from verimorph.transform.composite import chain
 from verimorph.transform.displacement import check_field, map_through_field
-from verimorph.transform.protocol import Interpolation, Transform
+from verimorph.transform.protocol import Transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class VelocityField:
         return dense.displacement_on(self, grid)
 
     def resample(
-        self, image: Image, reference: Grid, *, interpolation: Interpolation = "linear", background: float = 0.0
+        self, image: Image, reference: Grid, *, interpolation: str = "linear", background: float = 0.0
     ) -> Image:
         """Carry a moving image onto ``reference``; see :func:`verimorph.transform.resampling.resample`."""
         return resampling.resample(self, image, reference, interpolation=interpolation, background=background)

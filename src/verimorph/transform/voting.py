@@ -15,7 +15,7 @@ def inside(index: Float[ndarray, "n d"], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def read_nearest(
-    array: Shaped[ndarray, "*space"], index: Float[ndarray, "n d"], background: float = 0.0
+    array: Shaped[ndarray, "*space"], index: Float[ndarray, "n d"], background: float | int | np.generic = 0
 ) -> Shaped[ndarray, " n"]:
     """Value of the nearest voxel, halves up as ITK rounds them; nothing passes through a float."""
     nearest = np.floor(index + 0.5).astype(np.intp)
@@ -26,7 +26,7 @@ def read_nearest(
 
 
 def read_vote(
-    array: Shaped[ndarray, "*space"], index: Float[ndarray, "n d"], background: float = 0.0
+    array: Shaped[ndarray, "*space"], index: Float[ndarray, "n d"], background: float | int | np.generic = 0
 ) -> Shaped[ndarray, " n"]:
     """Label with the greatest linear-interpolation weight among the ``2^D`` neighbours.
 

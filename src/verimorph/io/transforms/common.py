@@ -29,7 +29,8 @@ def matrix_of(transform: Transform, format: str, instead: str = ".h5") -> Float[
     """World matrix of a linear transform; anything else is refused with the format that could hold it."""
     if not hasattr(transform, "matrix"):
         raise InputError(
-            f"the {format} format holds linear transforms only, this one is {_a(transform.kind)}; write {instead} instead"
+            f"the {format} format holds linear transforms only, this one is {_a(transform.kind)}; "
+            f"write {instead} instead"
         )
     return transform.matrix
 
@@ -57,7 +58,7 @@ def required(grid: Grid | None, role: str, format: str, ndim: int = 3) -> Grid:
 
 
 def dense_grid(transform: Transform, fixed: Grid | None, grid: Grid | None, format: str) -> Grid:
-    """Grid on which a dense format writes the transform: the given one, that of its first field, or the fixed image's."""
+    """Grid on which a dense format samples the transform: the given one, that of its first field, or the fixed one."""
     first = getattr(transform, "parts", (transform,))[0]
     own = first.grid if hasattr(first, "displacement") else None
     chosen = grid or own or fixed

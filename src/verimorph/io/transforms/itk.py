@@ -64,7 +64,10 @@ def write(
     parts = getattr(transform, "parts", (transform,))
     if suffix in TEXT_SUFFIXES and any(not hasattr(part, "matrix") and part.kind != "spline" for part in parts):
         raise InputError(f"{path.name}: a dense field does not belong in a text file; write .h5 or .nii.gz instead")
-    made = to_simpleitk(transform, fixed=fixed, grid=grid)
+    if any(not _native(part) for part in parts):
+        where = dense_grid(transform, fixed, grid, "ITK")
+        transform = DisplacementField(where, transform.displacement_on(where))
+    made = to_simpleitk(transform)
     try:
         sitk.WriteTransform(made, str(path))
     except RuntimeError as error:
@@ -114,31 +117,27 @@ def field_from_simpleitk(image: Any, path: Path | str) -> DisplacementField:
     return DisplacementField(Grid(image.GetSize(), affine), displacement_from_vectors(vectors, axes))
 
 
-def to_simpleitk(transform: Transform, *, fixed: Grid | None = None, grid: Grid | None = None) -> Any:
-    """Make a SimpleITK transform.
-
-    Parameters
-    ----------
-    transform
-        Any transform.
-    fixed, grid
-        Where to sample a part that is neither matrix, field, velocity nor spline; ``grid`` also resamples dense parts.
-    """
+def to_simpleitk(transform: Transform) -> Any:
+    """Make a SimpleITK transform of matrices, fields, velocities (as fields), splines and chains of them."""
     import SimpleITK as sitk
 
     d = transform.ndim
     if hasattr(transform, "parts"):
         made = sitk.CompositeTransform(d)
         for part in reversed(transform.parts):
-            made.AddTransform(to_simpleitk(part, fixed=fixed, grid=grid))
+            made.AddTransform(to_simpleitk(part))
         return made
     if hasattr(transform, "matrix"):
         linear = lps(d) @ transform.linear @ lps(d)
         return sitk.AffineTransform(linear.ravel().tolist(), (lps(d) @ transform.translation).tolist())
     if transform.kind == "spline":
         return _to_spline(transform)
-    where = dense_grid(transform, fixed, grid, "ITK")
-    return sitk.DisplacementFieldTransform(vector_image(transform.displacement_on(where), where))
+    return sitk.DisplacementFieldTransform(vector_image(transform.displacement, transform.grid))
+
+
+def _native(part: Transform) -> bool:
+    """Whether ITK has a class for a part."""
+    return hasattr(part, "matrix") or hasattr(part, "displacement") or part.kind == "spline"
 
 
 def vector_image(displacement: Float[Tensor, "1 d *space"], grid: Grid, dtype: type = np.float64) -> Any:

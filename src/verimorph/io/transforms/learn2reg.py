@@ -1,8 +1,8 @@
 """Learn2Reg displacement fields: voxels, no geometry.
 
-The vector d at fixed voxel i says that the moving voxel is ``i + d``, with channels along the array axes. Both grids are
-needed to know where that is in the world: the transform is the field d on the fixed grid, then the matrix that takes the
-world of the fixed voxels to the world of the same moving voxels.
+The vector d at fixed voxel i says that the moving voxel is ``i + d``, with channels along the array axes. Both grids
+are needed to know where that is in the world: the transform is the field d on the fixed grid, then the matrix that
+takes the world of a fixed voxel to the world of the moving voxel of the same number.
 """
 
 from __future__ import annotations

@@ -15,7 +15,10 @@ from verimorph.io.transforms.common import finite
 
 
 def load_vectors(path: Path, format: str) -> tuple[ndarray, Grid, nib.Nifti1Header]:
-    """Read ``(X, Y, Z, 1, 3)`` or ``(X, Y, Z, 3)`` (2-D: ``(X, Y, 1, 1, 2)``) as vectors ``(*shape, D)``, grid and header."""
+    """Read a field as vectors ``(*shape, D)``, with its grid and header.
+
+    The file has shape ``(X, Y, Z, 1, 3)`` or ``(X, Y, Z, 3)``, in 2-D ``(X, Y, 1, 1, 2)`` or ``(X, Y, 1, 2)``.
+    """
     header = load_header(path)
     shape = header.shape
     components = shape[-1] if len(shape) in (4, 5) else 0

@@ -1,7 +1,7 @@
 """NiftyReg: affine text files, deformation and displacement fields, cubic spline grids.
 
 All map reference (fixed) to floating (moving) points in the NIfTI world, RAS mm: no frame to change. A *deformation*
-holds positions, a *displacement* what to add. The kind of a file is ``intent_p1`` beside the intent name ``NREG_TRANS``.
+holds positions, a *displacement* what to add; ``intent_p1`` beside the intent name ``NREG_TRANS`` says which.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def write(
     moving: Grid | None = None,
     grid: Grid | None = None,
 ) -> None:
-    """Write text for a linear transform, a spline grid for a spline, else the whole transform as a displacement field."""
+    """Write a matrix as text, a spline as its grid, anything else whole as a displacement field."""
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         only_3d(transform, "NiftyReg affine")
         write_matrix(path, matrix_of(transform, "NiftyReg affine", ".nii.gz"))
