@@ -1,1 +1,1 @@
-"""What makes a registration good, as numbers to be lowered: terms over named tensors, and the functions beneath them."""
+"""What makes a registration good, as numbers to be lowered: terms over named tensors and the functions beneath."""

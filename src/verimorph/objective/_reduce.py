@@ -44,7 +44,7 @@ def spread(map_: Tensor | None, like: Tensor) -> Tensor | None:
         return None
     if map_.ndim != like.ndim or map_.shape[2:] != like.shape[2:] or map_.shape[1] != 1:
         raise InputError(
-            f"a mask or weight map must be (batch, 1, *space) on the grid {tuple(like.shape[2:])}, got {tuple(map_.shape)}"
+            f"a mask or weight map must be (batch, 1, *{tuple(like.shape[2:])}), as the image, got {tuple(map_.shape)}"
         )
     return map_.to(like).expand(like.shape[0], *map_.shape[1:])
 

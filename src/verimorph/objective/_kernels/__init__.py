@@ -1,4 +1,4 @@
-"""CPU kernels compiled by numba, each with a plain torch twin in the file of its measure; the tests hold the two together.
+"""CPU kernels compiled by numba, each with a plain torch twin in the file of its measure; tests hold the two together.
 
 Kernels write each output voxel from one thread and add partial sums of fixed slabs in a fixed order, so a result does
 not depend on the number of threads. The switch between kernels and torch is that of ``verimorph.field.backend``.

@@ -1,5 +1,12 @@
 """How alike two images are: pure functions, each a loss (lower is better), with the formula in its docstring."""
 
+from verimorph.objective.similarity.correlation_ratio import (
+    correlation_ratio,
+    explained_variance,
+    local_correlation_ratio,
+)
+from verimorph.objective.similarity.features import feature_distance
+from verimorph.objective.similarity.gradient_fields import ngf
 from verimorph.objective.similarity.lncc import LNCCStatistics, lncc, lncc_statistics, lncc_value_and_gradient
 from verimorph.objective.similarity.lncc_gaussian import lncc_gaussian
 from verimorph.objective.similarity.mind import mind, mind_distance, mind_ssc, mind_value_and_gradient
@@ -8,14 +15,20 @@ from verimorph.objective.similarity.mutual_information import (
     mutual_information,
     mutual_information_value_and_gradient,
 )
+from verimorph.objective.similarity.pearson import pearson
 from verimorph.objective.similarity.squared import mae, mse, mse_value_and_gradient
+from verimorph.objective.similarity.ssim import ssim
 
 __all__ = [
     "LNCCStatistics",
+    "correlation_ratio",
+    "explained_variance",
+    "feature_distance",
     "lncc",
     "lncc_gaussian",
     "lncc_statistics",
     "lncc_value_and_gradient",
+    "local_correlation_ratio",
     "local_mutual_information",
     "mae",
     "mind",
@@ -26,4 +39,7 @@ __all__ = [
     "mse_value_and_gradient",
     "mutual_information",
     "mutual_information_value_and_gradient",
+    "ngf",
+    "pearson",
+    "ssim",
 ]

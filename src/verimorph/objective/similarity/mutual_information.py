@@ -197,7 +197,7 @@ def local_mutual_information(
 
     Patches tile the image; voxels beyond the border count nothing, and a patch weighs as many voxels as it counts.
     Range [-log bins, 0] (mutual) or [0, 1] (normalised), 0 worst and 1 worst respectively. A patch of n voxels in b^2
-    cells overestimates information by about b^2 / 2n, so keep the bins few: the value is for comparing, not for reading.
+    cells overestimates information by about b^2 / 2n: keep the bins few, and compare values rather than read them.
 
     Parameters
     ----------
