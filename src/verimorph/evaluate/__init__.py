@@ -7,6 +7,7 @@ This package measures; it changes nothing and draws nothing.
 
 from verimorph.evaluate.border import BorderDistances, border_distances
 from verimorph.evaluate.consistency import endpoint_error, inverse_consistency_error, lattice_points
+from verimorph.evaluate.diffeomorphism import NonDiffeomorphism, non_diffeomorphic_volume
 from verimorph.evaluate.landmarks import summarise_errors, target_registration_error
 from verimorph.evaluate.overlap import (
     OverlapCounts,
@@ -17,11 +18,17 @@ from verimorph.evaluate.overlap import (
     volume_similarity_per_label,
 )
 from verimorph.evaluate.regularity import folding_percent, jacobian_summary, sd_log_jacobian
+from verimorph.evaluate.robustness import (
+    robust30_hardest_entries,
+    robust30_hardest_landmarks,
+    robust30_quantile,
+)
 from verimorph.evaluate.score import score, score_labels, without_nan
 from verimorph.evaluate.surface import SurfaceDistances, surface_distances, surface_distances_per_label
 
 __all__ = [
     "BorderDistances",
+    "NonDiffeomorphism",
     "OverlapCounts",
     "SurfaceDistances",
     "border_distances",
@@ -34,6 +41,10 @@ __all__ = [
     "jacobian_summary",
     "label_values",
     "lattice_points",
+    "non_diffeomorphic_volume",
+    "robust30_hardest_entries",
+    "robust30_hardest_landmarks",
+    "robust30_quantile",
     "score",
     "score_labels",
     "sd_log_jacobian",

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from numpy import ndarray
 from scipy import ndimage
 
@@ -53,7 +53,7 @@ class BorderDistances:
 
 
 def border_distances(
-    fixed: Bool[ndarray, "*space"], moved: Bool[ndarray, "*space"], *, spacing: Iterable[float] | None = None
+    fixed: Shaped[ndarray, "*space"], moved: Shaped[ndarray, "..."], *, spacing: Iterable[float] | None = None
 ) -> BorderDistances:
     """Measure exact distances between the border voxels of two masks.
 

@@ -18,28 +18,26 @@ i + d(i).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Shaped
 from numpy import ndarray
 from scipy import ndimage
 
 from verimorph.errors import InputError
+from verimorph.evaluate.landmarks import MapsPoints
 from verimorph.evaluate.overlap import count_overlap
 from verimorph.evaluate.robustness import robust30_quantile
 from verimorph.evaluate.surface import surface_distances_per_label
-
-if TYPE_CHECKING:
-    from verimorph.grid import Grid
-    from verimorph.transform import Transform
+from verimorph.grid import Grid
 
 JACOBIAN_SHIFT = 3.0
 JACOBIAN_CLIP = (1e-9, 1e9)
 BORDER = 2
 
 
-def voxel_displacement(transform: Transform, *, fixed_grid: Grid, moving_grid: Grid) -> Float[ndarray, "*space d"]:
+def voxel_displacement(transform: MapsPoints, *, fixed_grid: Grid, moving_grid: Grid) -> Float[ndarray, "*space d"]:
     """Write a transform as a Learn2Reg field: from voxels of the fixed to voxels of the moving grid, in voxels.
 
     ``d(i) = A_moving^-1 T(A_fixed i) - i``; with both images on one grid this is the displacement on that grid.
@@ -50,13 +48,13 @@ def voxel_displacement(transform: Transform, *, fixed_grid: Grid, moving_grid: G
     return (mapped.reshape(index.shape) - index).astype(np.float32)
 
 
-def warp_labels(moving_labels: Int[ndarray, "x y z"], displacement: Float[ndarray, "x y z 3"]) -> Int[ndarray, "x y z"]:
+def warp_labels(moving_labels: Shaped[ndarray, "..."], displacement: Shaped[ndarray, "..."]) -> Shaped[ndarray, "..."]:
     """Move labels as the challenge does: spline order 0, background past the outermost voxel centres."""
     index = np.indices(displacement.shape[:-1], dtype=np.float64)
     return ndimage.map_coordinates(np.asarray(moving_labels), index + np.moveaxis(displacement, -1, 0), order=0)
 
 
-def jacobian_determinant(displacement: Float[ndarray, "x y z 3"]) -> Float[ndarray, "x-4 y-4 z-4"]:
+def jacobian_determinant(displacement: Shaped[ndarray, "..."]) -> Float[ndarray, "x y z"]:
     """Jacobian determinant by central differences of voxel units, without the two outermost voxels of each side."""
     field = np.asarray(displacement, dtype=np.float64)
     inner = (slice(BORDER, -BORDER),) * 3
@@ -71,9 +69,7 @@ def jacobian_determinant(displacement: Float[ndarray, "x y z 3"]) -> Float[ndarr
     return np.linalg.det(np.moveaxis(gradient, (0, 1), (-2, -1)))
 
 
-def sd_log_jacobian_plus_3(
-    displacement: Float[ndarray, "x y z 3"], mask: Bool[ndarray, "x y z"] | None = None
-) -> float:
+def sd_log_jacobian_plus_3(displacement: Shaped[ndarray, "..."], mask: Shaped[ndarray, "..."] | None = None) -> float:
     """The challenge's SDlogJ: ``std(log(clip(det J + 3, 1e-9, 1e9)))`` over the inner voxels (those in the mask)."""
     shifted = np.log((jacobian_determinant(displacement) + JACOBIAN_SHIFT).clip(*JACOBIAN_CLIP))
     if mask is not None:
@@ -82,13 +78,13 @@ def sd_log_jacobian_plus_3(
 
 
 def target_registration_error(
-    fixed_voxels: Float[ndarray, "n 3"],
-    moving_voxels: Float[ndarray, "n 3"],
-    displacement: Float[ndarray, "x y z 3"],
+    fixed_voxels: Shaped[ndarray, "..."],
+    moving_voxels: Shaped[ndarray, "..."],
+    displacement: Shaped[ndarray, "..."],
     *,
     moving_spacing: Iterable[float],
 ) -> Float[ndarray, " n"]:
-    """The challenge's TRE, ``|| (p + d(p) - q) * s_moving ||``: d by cubic spline, zero outside; landmarks in voxels."""
+    """The challenge's TRE in mm, ``|| (p + d(p) - q) * s_moving ||``: field by cubic spline; points in voxels."""
     fixed, moving = np.asarray(fixed_voxels, float), np.asarray(moving_voxels, float)
     if fixed.shape != moving.shape:
         raise InputError(f"{len(fixed)} fixed and {len(moving)} moving landmarks; they must correspond row by row")
@@ -97,15 +93,15 @@ def target_registration_error(
 
 
 def challenge_score(
-    displacement: Float[ndarray, "x y z 3"],
+    displacement: Shaped[ndarray, "..."],
     *,
-    fixed_labels: Int[ndarray, "x y z"] | None = None,
-    moving_labels: Int[ndarray, "x y z"] | None = None,
+    fixed_labels: Shaped[ndarray, "..."] | None = None,
+    moving_labels: Shaped[ndarray, "..."] | None = None,
     labels: Sequence[int] | None = None,
-    fixed_voxels: Float[ndarray, "n 3"] | None = None,
-    moving_voxels: Float[ndarray, "n 3"] | None = None,
+    fixed_voxels: Shaped[ndarray, "..."] | None = None,
+    moving_voxels: Shaped[ndarray, "..."] | None = None,
     moving_spacing: Iterable[float] = (1.0, 1.0, 1.0),
-    mask: Bool[ndarray, "x y z"] | None = None,
+    mask: Shaped[ndarray, "..."] | None = None,
     threads: int = 2,
 ) -> dict[str, Any]:
     """Score one case as the Learn2Reg evaluator (version 2.0) does.
@@ -155,7 +151,9 @@ def challenge_score(
         by_label = dict(zip(counts.labels.tolist(), counts.dice().tolist(), strict=True))
         distances = surface_distances_per_label(fixed, warped, labels=wanted, threads=threads)
         dice = [by_label[n] if there else float("nan") for n, there in zip(wanted, present, strict=True)]
-        hd95 = [distances[n].hausdorff(95) if there else float("nan") for n, there in zip(wanted, present, strict=True)]
+        hd95 = [
+            distances[n].hausdorff(95.0) if there else float("nan") for n, there in zip(wanted, present, strict=True)
+        ]
         result["dice"] = {"mean": _mean(dice), "detailed": dice}
         result["hd95"] = {"mean": _mean(hd95), "detailed": hd95}
     if fixed_voxels is not None and moving_voxels is not None:

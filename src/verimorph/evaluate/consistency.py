@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from numpy import ndarray
 
 from verimorph.errors import InputError
@@ -14,7 +14,7 @@ DEFAULT_POINTS = 200_000
 
 
 def lattice_points(
-    grid: Grid, *, mask: Bool[ndarray, "*space"] | None = None, max_points: int | None = DEFAULT_POINTS
+    grid: Grid, *, mask: Shaped[ndarray, "..."] | None = None, max_points: int | None = DEFAULT_POINTS
 ) -> Float[ndarray, "n d"]:
     """World positions of voxel centres: all, or every k-th along each axis so that at most ``max_points`` remain.
 
@@ -64,8 +64,8 @@ def inverse_consistency_error(
     *,
     fixed_grid: Grid,
     moving_grid: Grid,
-    fixed_mask: Bool[ndarray, "*space"] | None = None,
-    moving_mask: Bool[ndarray, "*space"] | None = None,
+    fixed_mask: Shaped[ndarray, "..."] | None = None,
+    moving_mask: Shaped[ndarray, "..."] | None = None,
     max_points: int | None = DEFAULT_POINTS,
 ) -> dict:
     """How far a point lands from itself after going there and back, in mm, both ways.
@@ -101,7 +101,7 @@ def endpoint_error(
     truth: MapsPoints,
     *,
     grid: Grid,
-    mask: Bool[ndarray, "*space"] | None = None,
+    mask: Shaped[ndarray, "..."] | None = None,
     max_points: int | None = None,
 ) -> Float[ndarray, " n"]:
     """Distance in mm between where a transform and the true transform send each point of the fixed grid.

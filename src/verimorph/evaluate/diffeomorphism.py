@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from numpy import ndarray
 
 from verimorph.errors import InputError
@@ -47,10 +47,10 @@ class NonDiffeomorphism:
 
 
 def non_diffeomorphic_volume(
-    displacement: Float[ndarray, "d *space"],
+    displacement: Shaped[ndarray, "..."],
     *,
     spacing: Iterable[float] | None = None,
-    mask: Bool[ndarray, "*space"] | None = None,
+    mask: Shaped[ndarray, "..."] | None = None,
 ) -> NonDiffeomorphism:
     r"""Measure the non-diffeomorphic volume (3-D) or area (2-D) of a displacement field.
 
@@ -127,9 +127,9 @@ def _folded(slab: Float[ndarray, "d *padded"]) -> tuple[ndarray, ndarray]:
         centre = (slice(1, -1),) * d
         return slab[(slice(None), *moved)] - slab[(slice(None), *centre)] + np.reshape(offset, (d,) + (1,) * d)
 
-    unit = np.eye(d, dtype=int)
+    unit = np.eye(d, dtype=int).tolist()
     # column of axis a: forward difference, and backward difference P(x) - P(x - e_a)
-    sides = [(step(tuple(unit[a])), -step(tuple(-unit[a]))) for a in range(d)]
+    sides = [(step(tuple(e)), -step(tuple(-n for n in e))) for e in unit]
     negative = np.zeros(sides[0][0].shape[1:])
     folds = np.zeros(negative.shape, bool)
     for choice in product((0, 1), repeat=d):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpy import ndarray
 
 from verimorph.errors import InputError
 
 
+@runtime_checkable
 class MapsPoints(Protocol):
     """Anything that carries world points of the fixed image to world points of the moving image."""
 
@@ -18,7 +19,7 @@ class MapsPoints(Protocol):
 
 
 def target_registration_error(
-    fixed_points: Float[ndarray, "n d"], moving_points: Float[ndarray, "n d"], transform: MapsPoints | None = None
+    fixed_points: Shaped[ndarray, "..."], moving_points: Shaped[ndarray, "..."], transform: MapsPoints | None = None
 ) -> Float[ndarray, " n"]:
     """Distance in mm between mapped fixed landmarks and their partners in the moving image.
 
@@ -60,7 +61,7 @@ def target_registration_error(
     return np.linalg.norm(mapped - moving, axis=1)
 
 
-def summarise_errors(errors: Float[ndarray, " n"], *, percentiles: tuple[float, ...] = (25, 75, 90, 95)) -> dict:
+def summarise_errors(errors: Shaped[ndarray, "..."], *, percentiles: tuple[float, ...] = (25, 75, 90, 95)) -> dict:
     """Summarise distances: count, mean, standard deviation, median, percentiles, maximum.
 
     Percentiles interpolate linearly between order statistics (NumPy's default). NaN entries are left out and counted.

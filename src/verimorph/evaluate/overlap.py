@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer, Shaped
 from numpy import ndarray
 
 from verimorph.errors import InputError
@@ -35,10 +35,10 @@ class OverlapCounts:
         Voxels that have the label in each map, ``(L,)``.
     """
 
-    labels: Int[ndarray, " l"]
-    intersection: Int[ndarray, " l"]
-    fixed: Int[ndarray, " l"]
-    moved: Int[ndarray, " l"]
+    labels: Integer[ndarray, " l"]
+    intersection: Integer[ndarray, " l"]
+    fixed: Integer[ndarray, " l"]
+    moved: Integer[ndarray, " l"]
 
     def dice(self) -> Float[ndarray, " l"]:
         """Dice coefficient ``2 |F n M| / (|F| + |M|)``, in [0, 1]; 1 is best; NaN where both are empty."""
@@ -58,7 +58,7 @@ class OverlapCounts:
 
 
 def count_overlap(
-    fixed_labels: Int[ndarray, "*space"], moved_labels: Int[ndarray, "*space"], labels: Iterable[int] | None = None
+    fixed_labels: Shaped[ndarray, "*space"], moved_labels: Shaped[ndarray, "..."], labels: Iterable[int] | None = None
 ) -> OverlapCounts:
     """Count the voxels of each label and of each intersection in one pass over a joint histogram.
 
@@ -105,7 +105,7 @@ def count_overlap(
 
 
 def dice_per_label(
-    fixed_labels: Int[ndarray, "*space"], moved_labels: Int[ndarray, "*space"], labels: Iterable[int] | None = None
+    fixed_labels: Shaped[ndarray, "*space"], moved_labels: Shaped[ndarray, "..."], labels: Iterable[int] | None = None
 ) -> dict[int, float]:
     """Dice coefficient of each label, ``2 |F n M| / (|F| + |M|)``.
 
@@ -131,7 +131,7 @@ def dice_per_label(
 
 
 def jaccard_per_label(
-    fixed_labels: Int[ndarray, "*space"], moved_labels: Int[ndarray, "*space"], labels: Iterable[int] | None = None
+    fixed_labels: Shaped[ndarray, "*space"], moved_labels: Shaped[ndarray, "..."], labels: Iterable[int] | None = None
 ) -> dict[int, float]:
     """Jaccard index of each label, ``|F n M| / |F u M|``, in [0, 1]; NaN for a label in neither map."""
     counts = count_overlap(fixed_labels, moved_labels, labels)
@@ -139,14 +139,14 @@ def jaccard_per_label(
 
 
 def volume_similarity_per_label(
-    fixed_labels: Int[ndarray, "*space"], moved_labels: Int[ndarray, "*space"], labels: Iterable[int] | None = None
+    fixed_labels: Shaped[ndarray, "*space"], moved_labels: Shaped[ndarray, "..."], labels: Iterable[int] | None = None
 ) -> dict[int, float]:
     """Signed relative volume difference of each label, ``2 (|M| - |F|) / (|M| + |F|)``; see `OverlapCounts`."""
     counts = count_overlap(fixed_labels, moved_labels, labels)
     return _by_label(counts.labels, counts.volume_similarity())
 
 
-def label_values(labels: Int[ndarray, "*space"]) -> list[int]:
+def label_values(labels: Shaped[ndarray, "*space"]) -> list[int]:
     """Return the label values of a map, ascending, without 0 (the background)."""
     values, _ = _compact(_integers(labels, "labels"), codes=False)
     return [int(v) for v in values if v != 0]
@@ -161,7 +161,7 @@ def _ratio(numerator: ndarray, denominator: ndarray) -> Float[ndarray, " l"]:
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
 
 
-def _integers(labels: ndarray, name: str) -> Int[ndarray, "*space"]:
+def _integers(labels: ndarray, name: str) -> Integer[ndarray, "*space"]:
     """View as integers; a floating-point map is accepted only where it holds whole numbers."""
     array = np.asarray(labels)
     if array.dtype == bool:
@@ -177,7 +177,7 @@ def _integers(labels: ndarray, name: str) -> Int[ndarray, "*space"]:
     return whole.astype(np.int64)
 
 
-def _compact(labels: Int[ndarray, "*space"], *, order: str = "K", codes: bool = True) -> tuple[ndarray, ndarray]:
+def _compact(labels: Shaped[ndarray, "*space"], *, order: str = "K", codes: bool = True) -> tuple[ndarray, ndarray]:
     """Return the values present and, flat, the position of each voxel's value among them (empty if not ``codes``)."""
     flat = labels.ravel(order=order)
     low, high = (int(flat.min()), int(flat.max())) if flat.size else (0, 0)

@@ -7,7 +7,7 @@ Everything here takes determinants as they are: no shift, no clip. The Learn2Reg
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from numpy import ndarray
 
 from verimorph.errors import InputError
@@ -15,7 +15,7 @@ from verimorph.errors import InputError
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 
 
-def folding_percent(jacobian: Float[ndarray, "*space"], mask: Bool[ndarray, "*space"] | None = None) -> float:
+def folding_percent(jacobian: Shaped[ndarray, "..."], mask: Shaped[ndarray, "..."] | None = None) -> float:
     """Percentage of voxels whose Jacobian determinant is not positive, ``100 mean(det J <= 0)``.
 
     With central differences this misses folds of period two (a checkerboard has zero central difference);
@@ -25,7 +25,7 @@ def folding_percent(jacobian: Float[ndarray, "*space"], mask: Bool[ndarray, "*sp
     return float(100.0 * np.count_nonzero(values <= 0) / values.size)
 
 
-def sd_log_jacobian(jacobian: Float[ndarray, "*space"], mask: Bool[ndarray, "*space"] | None = None) -> float:
+def sd_log_jacobian(jacobian: Shaped[ndarray, "..."], mask: Shaped[ndarray, "..."] | None = None) -> float:
     """Standard deviation of the natural logarithm of the Jacobian determinant over voxels that do not fold.
 
     ``std(log det J | det J > 0)``, population form. 0 for any affine map. Folded voxels have no logarithm: they are
@@ -36,7 +36,7 @@ def sd_log_jacobian(jacobian: Float[ndarray, "*space"], mask: Bool[ndarray, "*sp
     return float(np.log(values).std()) if values.size else float("nan")
 
 
-def jacobian_summary(jacobian: Float[ndarray, "*space"], mask: Bool[ndarray, "*space"] | None = None) -> dict:
+def jacobian_summary(jacobian: Shaped[ndarray, "..."], mask: Shaped[ndarray, "..."] | None = None) -> dict:
     """Summarise a map of Jacobian determinants.
 
     Parameters

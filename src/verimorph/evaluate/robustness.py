@@ -12,10 +12,8 @@ methods are judged on the same entries.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Shaped
 from numpy import ndarray
 
 from verimorph.errors import InputError, OptionError
@@ -25,9 +23,7 @@ TURNED_SINCE_2024 = ("tre", "sdlogj")
 lower is better there too: its 30 % quantile is the easy tail."""
 
 
-def robust30_quantile(
-    case_means: Float[ndarray, " cases"], *, measure: str, version: Literal["2024", "original"] = "2024"
-) -> float:
+def robust30_quantile(case_means: Shaped[ndarray, " cases"], *, measure: str, version: str = "2024") -> float:
     """Quantile of the per-case means as the Learn2Reg evaluation script reports it under the name "30".
 
     Parameters
@@ -46,8 +42,8 @@ def robust30_quantile(
 
 
 def robust30_hardest_entries(
-    scores: Float[ndarray, "cases labels"],
-    initial_scores: Float[ndarray, "cases labels"],
+    scores: Shaped[ndarray, "..."],
+    initial_scores: Shaped[ndarray, "..."],
     *,
     higher_is_better: bool = True,
     share: float = 0.3,
@@ -74,7 +70,7 @@ def robust30_hardest_entries(
 
 
 def robust30_hardest_landmarks(
-    errors: Float[ndarray, " n"], initial_errors: Float[ndarray, " n"], *, count: int = 30
+    errors: Shaped[ndarray, "..."], initial_errors: Shaped[ndarray, "..."], *, count: int = 30
 ) -> float:
     """Mean error of the ``count`` landmarks of one case that were farthest off before registration (TRE30), in mm.
 

@@ -6,7 +6,7 @@ This is the honest mode. Learn2Reg's own numbers come from ``evaluate/challenge.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +17,9 @@ from verimorph.evaluate.overlap import count_overlap, label_values
 from verimorph.evaluate.regularity import jacobian_summary
 from verimorph.evaluate.surface import surface_distances_per_label
 from verimorph.grid import Grid
-
-if TYPE_CHECKING:
-    from verimorph.image import Image
-    from verimorph.io import Points
-    from verimorph.transform import Transform
+from verimorph.image import Image
+from verimorph.io.points import Points
+from verimorph.transform.protocol import Transform
 
 
 def score(
@@ -216,7 +214,7 @@ def _surface_row(found: Any, tolerance_mm: float, unit: str) -> dict[str, float]
     names = (f"hd95_{unit}", f"hd100_{unit}", f"assd_{unit}", f"surface_dice_{tolerance_mm:g}{unit}")
     if found is None:
         return dict.fromkeys(names, math.nan)
-    values = (found.hausdorff(95), found.hausdorff(100), found.average(), found.surface_dice())
+    values = (found.hausdorff(95.0), found.hausdorff(100.0), found.average(), found.surface_dice())
     # a lost label has no surface: an infinite distance cannot be averaged, so it is missing here and 0 in Dice
     return {n: v if math.isfinite(v) else math.nan for n, v in zip(names, values, strict=True)}
 

@@ -20,7 +20,7 @@ from functools import lru_cache
 from itertools import combinations, product
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer, Shaped
 from numpy import ndarray
 from scipy import ndimage
 from scipy.spatial import cKDTree
@@ -109,7 +109,7 @@ class SurfaceDistances:
 
 def surface_distances(
     fixed: Bool[ndarray, "*space"],
-    moved: Bool[ndarray, "*space"],
+    moved: Bool[ndarray, "..."],
     *,
     spacing: Iterable[float] | None = None,
     tolerance: float = 1.0,
@@ -149,8 +149,8 @@ def surface_distances(
 
 
 def surface_distances_per_label(
-    fixed_labels: Int[ndarray, "*space"],
-    moved_labels: Int[ndarray, "*space"],
+    fixed_labels: Shaped[ndarray, "*space"],
+    moved_labels: Shaped[ndarray, "..."],
     *,
     spacing: Iterable[float] | None = None,
     labels: Iterable[int] | None = None,
@@ -249,7 +249,7 @@ def _piece_area(piece: Float[ndarray, "n d d"]) -> float:
     return float(np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=1).sum() / 2)
 
 
-def label_codes(labels: Int[ndarray, "*space"], wanted: Int[ndarray, " l"]) -> Int[ndarray, "*space"]:
+def label_codes(labels: Shaped[ndarray, "*space"], wanted: Integer[ndarray, " l"]) -> Integer[ndarray, "*space"]:
     """Renumber a label map: the n-th wanted label (ascending) becomes n, from 1; everything else 0."""
     flat = labels.ravel(order="K")
     low, high = (int(flat.min()), int(flat.max())) if flat.size else (0, 0)
@@ -319,7 +319,7 @@ def _splits(first: int, last: int) -> list[list[tuple[int, int, int]]]:
     ]
 
 
-def _neighbour_codes(mask: Bool[ndarray, "*space"]) -> Int[ndarray, "*lattice"]:
+def _neighbour_codes(mask: Bool[ndarray, "*space"]) -> Integer[ndarray, "*lattice"]:
     """Pattern of set voxels around each lattice point, one point more along each axis than there are voxels."""
     padded = np.pad(np.asarray(mask, np.uint8), 1)
     shape = tuple(n + 1 for n in mask.shape)
