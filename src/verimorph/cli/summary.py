@@ -1,0 +1,78 @@
+"""What a command prints when a registration is done, or planned: a short table of measured facts, and where files are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from verimorph.registration import Registration
+
+Row = tuple[str, str, str, str]
+"""What was measured; before; after; unit."""
+
+
+def print_summary(result: Registration, folder: Path, *, verbose: bool = False) -> None:
+    """Print what was found and where it is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    table.add_column("")
+    for row in rows(result.metrics):
+        table.add_row(*row)
+    seconds = sum(result.timings.values())
+    table.add_row("time", "", f"{seconds:.1f}", "s")
+    if result.peak_memory_mb:
+        table.add_row("peak memory", "", f"{result.peak_memory_mb / 1000:.2f}", "GB")
+    console.print(table)
+    if verbose:
+        from rich.pretty import pprint
+
+        pprint({"settings": result.settings, "timings": result.timings}, console=console, expand_all=True)
+    page = folder / "report.html"
+    console.print(f"Results in {folder}" + (f"; look at {page}" if page.exists() else ""), soft_wrap=True)
+
+
+def rows(metrics: dict[str, Any]) -> Iterator[Row]:
+    """Yield the lines of the table for what ``metrics`` holds; nothing is computed here.
+
+    >>> list(rows({"unit": "mm", "jacobian": {"folding_percent": 0.0, "sd_log_jacobian": 0.25}}))
+    [('folding', '', '0', '% of voxels'), ('spread of log volume change', '', '0.25', '')]
+    """
+    unit = metrics.get("unit", "mm")
+    for name, found in (metrics.get("similarity") or {}).items():
+        yield name.replace("_", " "), _number(found.get("before")), _number(found.get("after")), found.get("unit", "")
+    if labels := metrics.get("labels"):
+        before = (labels.get("initial") or {}).get("mean", {})
+        yield (
+            f"Dice, mean of {labels['n_labels']} labels",
+            _number(before.get("dice")),
+            _number(labels["mean"]["dice"]),
+            "",
+        )
+        if (distance := labels["mean"].get(f"hd95_{unit}")) is not None:
+            yield "HD95, mean", "", _number(distance), unit
+    if landmarks := (metrics.get("landmarks") or {}).get(f"tre_{unit}"):
+        before = landmarks.get("initial") or landmarks.get("identity") or {}
+        after = landmarks.get("registered") or {}
+        yield "landmark error, mean", _number(before.get("mean")), _number(after.get("mean")), unit
+    if displacement := metrics.get(f"displacement_{unit}"):
+        yield "displacement, mean", "", _number(displacement.get("mean")), unit
+        yield "displacement, largest", "", _number(displacement.get("max")), unit
+    if jacobian := metrics.get("jacobian"):
+        yield "folding", "", _number(jacobian.get("folding_percent")), "% of voxels"
+        yield "spread of log volume change", "", _number(jacobian.get("sd_log_jacobian")), ""
+    if consistency := metrics.get(f"inverse_consistency_{unit}"):
+        mean = consistency.get("mean") if isinstance(consistency, dict) else consistency
+        yield "inverse error, mean", "", _number(mean), unit
+
+
+def _number(value: float | None) -> str:
+    """Write a number with three significant digits, a dash where there is none."""
+    return "-" if value is None else f"{value:.3g}"
