@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    $(PYTHON3) -m venv $(VENV) \
 	        || { echo "error: $(PYTHON3) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"; exit 2; }; \
 	fi
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,formats,demo]"
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[dev,formats,demo]"
 	@touch $@
 
 demo: setup  ## register the template brain to a known truth, or FIXED=a.nii.gz MOVING=b.nii.gz

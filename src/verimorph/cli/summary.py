@@ -1,4 +1,4 @@
-"""What a command prints when a registration is done, or planned: a short table of measured facts, and where files are."""
+"""What a command prints when a registration is done or planned: a table of measured facts, and where files are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from verimorph.planning import Plan
     from verimorph.registration import Registration
 
 Row = tuple[str, str, str, str]
@@ -76,3 +77,29 @@ def rows(metrics: dict[str, Any]) -> Iterator[Row]:
 def _number(value: float | None) -> str:
     """Write a number with three significant digits, a dash where there is none."""
     return "-" if value is None else f"{value:.3g}"
+
+
+def print_plan(plan: Plan) -> None:
+    """Print what a registration would do, how long, how much memory."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from verimorph.doctor import memory
+
+    console = Console(highlight=False)
+    console.print(f"fixed   {plan.fixed}", f"moving  {plan.moving}", sep="\n", soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("stage", "level", "grid", "iterations"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for step in plan.steps:
+        table.add_row(step.stage, str(step.level), " x ".join(map(str, step.shape)), f"up to {step.iterations}")
+    console.print(table)
+    available = memory()["available"]
+    free = "" if available is None else f" ({available / 1e9:.1f} GB are free)"
+    console.print(
+        f"time    about {plan.seconds:.0f} s on {plan.threads} threads",
+        f"memory  about {plan.memory_bytes / 1e9:.1f} GB{free}",
+        f"disk    up to {plan.disk_bytes / 1e9:.2f} GB",
+        sep="\n",
+        soft_wrap=True,
+    )

@@ -1,0 +1,125 @@
+"""What a registration will cost before it starts: seconds, memory, disk. Nothing is computed on voxels here.
+
+The constants are those of two cores with compiled kernels; an estimate is right within about a factor of two in time and
+a third in memory, which is what a decision to start, or to lower something, needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from verimorph.errors import ResourceError
+from verimorph.grid import Grid
+
+BASE_BYTES = 450e6
+"""The process with its libraries loaded."""
+FULL_BYTES_PER_VOXEL = 80
+"""At full size, whatever the levels: both fields, the moved image, the Jacobian, and what resampling needs."""
+LEVEL_BYTES_PER_VOXEL = 130
+"""Of the finest level that is optimised: field, update and gradient, the statistics of the similarity, temporaries."""
+MOVING_BYTES_PER_VOXEL = 16
+OUTPUT_BYTES_PER_VOXEL = 32
+"""Moved image, Jacobian, and two fields of three channels (float32), as if nothing were compressed."""
+NANOSECONDS = {"deformable": 220.0, "linear": 25.0, "full": 900.0}
+"""Core time for one voxel: an iteration of a deformable or linear stage; reading, writing and measuring, once."""
+FIXED_SECONDS = 4.0
+"""Starting, finding where to begin, drawing the report."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """So many iterations of one stage at one level. ``level`` is the shrink factor, ``shape`` the grid it works on."""
+
+    stage: str
+    level: int
+    iterations: int
+    shape: tuple[int, ...]
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels of one iteration."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be done, and what it needs."""
+
+    fixed: Grid
+    moving: Grid
+    steps: tuple[Step, ...]
+    threads: int = 1
+
+    @property
+    def memory_bytes(self) -> int:
+        """Largest resident memory of the process."""
+        finest = max((step.voxels for step in self.steps if step.stage == "deformable"), default=0)
+        full = FULL_BYTES_PER_VOXEL * self.fixed.size + MOVING_BYTES_PER_VOXEL * self.moving.size
+        return int(BASE_BYTES + full + LEVEL_BYTES_PER_VOXEL * finest)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time if every iteration is made; stages stop early where nothing improves any more."""
+        each = (
+            NANOSECONDS["deformable" if s.stage == "deformable" else "linear"] * s.voxels * s.iterations
+            for s in self.steps
+        )
+        return FIXED_SECONDS + 1e-9 * (sum(each) / max(self.threads, 1) + NANOSECONDS["full"] * self.fixed.size)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Size of what is written, uncompressed."""
+        return OUTPUT_BYTES_PER_VOXEL * self.fixed.size + int(5e6)
+
+
+def level_shape(grid: Grid, level: int) -> tuple[int, ...]:
+    """Return the shape of ``grid`` shrunk by ``level``.
+
+    >>> level_shape(Grid((64, 64, 5)), 4)
+    (16, 16, 2)
+    """
+    return tuple(max(1, math.ceil(n / level)) for n in grid.shape)
+
+
+def require_memory(plan: Plan, available: int | None = None) -> None:
+    """Refuse, before anything is computed, a registration that does not fit into memory.
+
+    Parameters
+    ----------
+    plan
+        What is to be done.
+    available
+        Bytes that are free; default: of this machine, or of the container the process runs in.
+
+    Raises
+    ------
+    ResourceError
+        Saying how much is needed, how much there is, and what to lower.
+    """
+    if available is None:
+        from verimorph.doctor import memory
+
+        available = memory()["available"]
+    if available is not None and plan.memory_bytes > available:
+        lower = advice(plan.steps)
+        raise ResourceError(
+            f"not enough memory: {plan.fixed.size / 1e6:.1f} million voxels need about "
+            f"{plan.memory_bytes / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; {lower}, or resample the fixed image to larger voxels"
+        )
+
+
+def advice(steps: Sequence[Step]) -> str:
+    """Return which option makes these steps smaller.
+
+    >>> advice([Step("deformable", 4, 100, (16, 16, 16)), Step("deformable", 1, 50, (64, 64, 64))])
+    'leave out the finest level with --levels 8x4'
+    """
+    levels = sorted({step.level for step in steps if step.stage == "deformable"}, reverse=True)
+    if not levels:
+        return "close other programs"
+    coarser = [level for level in levels if level > levels[-1]] or [2 * levels[-1]]
+    if len(coarser) < 2:
+        coarser = [2 * coarser[0], coarser[0]]
+    return f"leave out the finest level with --levels {'x'.join(map(str, coarser))}"

@@ -1,0 +1,40 @@
+"""Estimates grow as the work does, and a registration that cannot fit is refused with a way out."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from verimorph.errors import ResourceError
+from verimorph.grid import Grid
+from verimorph.planning import Plan, Step, level_shape, require_memory
+
+
+def plan(side: int = 64, levels=(4, 2, 1), iterations: int = 50, threads: int = 1) -> Plan:
+    grid = Grid((side,) * 3)
+    steps = [Step("deformable", level, iterations, level_shape(grid, level)) for level in levels]
+    return Plan(grid, grid, tuple(steps), threads)
+
+
+def test_estimates_grow_with_the_work():
+    assert plan(128).memory_bytes > plan(64).memory_bytes
+    assert plan(128).seconds > plan(64).seconds
+    assert plan(128, iterations=100).seconds > plan(128, iterations=50).seconds
+    assert plan(128, threads=2).seconds < plan(128, threads=1).seconds
+    assert plan(128, levels=(8, 4, 2)).memory_bytes < plan(128).memory_bytes
+    assert plan(128).disk_bytes > 128**3 * 32
+
+
+def test_enough_memory_is_no_obstacle():
+    require_memory(plan(), available=64 * 10**9)
+    require_memory(plan())
+
+
+def test_following_the_advice_lowers_the_need():
+    large = plan(512)
+    with pytest.raises(ResourceError) as caught:
+        require_memory(large, available=10**9)
+    assert f"{large.memory_bytes / 1e9:.1f} GB" in str(caught.value)
+    levels = tuple(map(int, re.search(r"--levels ([0-9x]+)", str(caught.value))[1].split("x")))
+    assert plan(512, levels=levels).memory_bytes < large.memory_bytes
