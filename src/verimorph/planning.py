@@ -1,7 +1,7 @@
 """What a registration will cost before it starts: seconds, memory, disk. Nothing is computed on voxels here.
 
-The constants are those of two cores with compiled kernels; an estimate is right within about a factor of two in time and
-a third in memory, which is what a decision to start, or to lower something, needs.
+The constants are those of two cores with compiled kernels; an estimate is right within about a factor of two in time
+and a third in memory, which is what a decision to start, or to lower something, needs.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def require_memory(plan: Plan, available: int | None = None) -> None:
     if available is not None and plan.memory_bytes > available:
         lower = advice(plan.steps)
         raise ResourceError(
-            f"not enough memory: {plan.fixed.size / 1e6:.1f} million voxels need about "
-            f"{plan.memory_bytes / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; {lower}, or resample the fixed image to larger voxels"
+            f"not enough memory: {plan.fixed.size / 1e6:.1f} million voxels need about {plan.memory_bytes / 1e9:.1f} GB "
+            f"and {available / 1e9:.1f} GB are free; {lower}, or resample the fixed image to larger voxels"
         )
 
 
