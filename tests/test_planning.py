@@ -8,12 +8,13 @@ import pytest
 
 from verimorph.errors import ResourceError
 from verimorph.grid import Grid
-from verimorph.planning import Plan, Step, level_shape, require_memory
+from verimorph.planning import Plan, Work, require_memory
+from verimorph.solve.pyramid import level_shape
 
 
 def plan(side: int = 64, levels=(4, 2, 1), iterations: int = 50, threads: int = 1) -> Plan:
     grid = Grid((side,) * 3)
-    steps = [Step("deformable", level, iterations, level_shape(grid, level)) for level in levels]
+    steps = [Work("deformable", level, iterations, level_shape(grid, float(level))) for level in levels]
     return Plan(grid, grid, tuple(steps), threads)
 
 

@@ -29,7 +29,7 @@ FIXED_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
-class Step:
+class Work:
     """So many iterations of one stage at one level. ``level`` is the shrink factor, ``shape`` the grid it works on."""
 
     stage: str
@@ -49,7 +49,7 @@ class Plan:
 
     fixed: Grid
     moving: Grid
-    steps: tuple[Step, ...]
+    steps: tuple[Work, ...]
     threads: int = 1
 
     @property
@@ -74,15 +74,6 @@ class Plan:
         return OUTPUT_BYTES_PER_VOXEL * self.fixed.size + int(5e6)
 
 
-def level_shape(grid: Grid, level: int) -> tuple[int, ...]:
-    """Return the shape of ``grid`` shrunk by ``level``.
-
-    >>> level_shape(Grid((64, 64, 5)), 4)
-    (16, 16, 2)
-    """
-    return tuple(max(1, math.ceil(n / level)) for n in grid.shape)
-
-
 def require_memory(plan: Plan, available: int | None = None) -> None:
     """Refuse, before anything is computed, a registration that does not fit into memory.
 
@@ -103,17 +94,16 @@ def require_memory(plan: Plan, available: int | None = None) -> None:
 
         available = memory()["available"]
     if available is not None and plan.memory_bytes > available:
-        lower = advice(plan.steps)
         raise ResourceError(
-            f"not enough memory: {plan.fixed.size / 1e6:.1f} million voxels need about {plan.memory_bytes / 1e9:.1f} GB "
-            f"and {available / 1e9:.1f} GB are free; {lower}, or resample the fixed image to larger voxels"
+            f"not enough memory: {plan.fixed.size / 1e6:.1f} million voxels need {plan.memory_bytes / 1e9:.1f} GB, "
+            f"{available / 1e9:.1f} GB are free; {advice(plan.steps)}, or resample the fixed image to larger voxels"
         )
 
 
-def advice(steps: Sequence[Step]) -> str:
+def advice(steps: Sequence[Work]) -> str:
     """Return which option makes these steps smaller.
 
-    >>> advice([Step("deformable", 4, 100, (16, 16, 16)), Step("deformable", 1, 50, (64, 64, 64))])
+    >>> advice([Work("deformable", 4, 100, (16, 16, 16)), Work("deformable", 1, 50, (64, 64, 64))])
     'leave out the finest level with --levels 8x4'
     """
     levels = sorted({step.level for step in steps if step.stage == "deformable"}, reverse=True)
