@@ -24,7 +24,7 @@ from verimorph.synthetic import preimage, random_transform, scan
 from verimorph.transform import Composite, identity
 
 if TYPE_CHECKING:
-    from verimorph.register import Registration
+    from verimorph.registration import Registration
     from verimorph.transform import Transform
 
 TEMPLATE = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"

@@ -98,21 +98,8 @@ def gather(registration: Any, survey: Survey, before_labels: tuple[ndarray, ndar
         )
     landmarks, fact = _landmarks(registration, metrics, unit)
     summary += fact
-    for name, pair in survey.similarity().items():
-        title, unit_of = {
-            "local_correlation": ("Local correlation", ""),
-            "mutual_information_bits": ("Mutual information", "bits"),
-        }[name]
-        summary.append(
-            Fact(
-                title,
-                number(pair["after"]),
-                unit_of,
-                number(pair["before"]),
-                "1 is best" if not unit_of else "more is better",
-            )
-        )
-    summary += _motion(registration, survey, unit) + _regularity(registration, metrics)
+    summary += _similarity(metrics, survey) + _motion(registration, survey, unit) + _regularity(registration, metrics)
+    summary += _consistency(metrics, unit)
     seconds = float(sum(registration.timings.values()))
     summary.append(Fact("Time", number(seconds), "s", "", "all stages"))
     if registration.peak_memory_mb:
@@ -134,6 +121,26 @@ def _true_error(metrics: dict, unit: str) -> list[Fact]:
             number(before.get("p95")),
             f"largest {number(after['max'])} {unit}",
         ),
+    ]
+
+
+def _similarity(metrics: dict, survey: Survey) -> list[Fact]:
+    """What the registration measured, and the two measures of the coarse lattice."""
+    coarse = survey.similarity()
+    measured = {
+        "local correlation": {**coarse["local_correlation"], "note": "squared, coarse lattice; 1 is best"},
+        "mutual information": {**coarse["mutual_information_bits"], "unit": "bits", "note": "more is better"},
+    }
+    measured |= {name.replace("_", " "): found for name, found in (metrics.get("similarity") or {}).items()}
+    return [
+        Fact(
+            name[:1].upper() + name[1:],
+            number(found.get("after")),
+            found.get("unit", ""),
+            number(found.get("before")),
+            found.get("note", ""),
+        )
+        for name, found in measured.items()
     ]
 
 
@@ -180,6 +187,15 @@ def _regularity(registration: Any, metrics: dict) -> list[Fact]:
         Fact("Folding", number(folding) if folding else "0", "%", "", "voxels with det J ≤ 0"),
         Fact("SD of log J", number(spread), "", "", "spread of the volume change"),
     ]
+
+
+def _consistency(metrics: dict, unit: str) -> list[Fact]:
+    found = metrics.get("inverse_consistency_mm", metrics.get("inverse_consistency_voxel"))
+    if not found:
+        return []
+    mean, largest = (found.get("mean"), found.get("max")) if isinstance(found, dict) else (found, None)
+    note = "there and back again" + (f", largest {number(largest)} {unit}" if largest is not None else "")
+    return [Fact("Inverse error, mean", number(mean), unit, "", note)]
 
 
 def _labels(registration: Any, metrics: dict, before: tuple[ndarray, ndarray] | None) -> list[LabelRow]:

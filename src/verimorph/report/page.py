@@ -25,7 +25,7 @@ from verimorph.report.view import tilt_degrees
 from verimorph.transform import identity
 
 if TYPE_CHECKING:
-    from verimorph.register import Registration
+    from verimorph.registration import Registration
 
 FEWEST_IN_VIEW = 0.02
 FAR_APART_MM = 5.0
