@@ -62,14 +62,15 @@ def five_d(vectors: ndarray, flat: bool = False) -> ndarray:
     return vectors[(slice(None),) * d + (None,) * new]
 
 
-def save(path: Path, values: ndarray, grid: Grid, *, intent: str | int, name: str = "", parameters: tuple = ()) -> None:
-    """Write an array with intent; the affine of a 2-D grid is embedded at S = 0."""
+def save(path: Path, values: ndarray, grid: Grid, *, intent: str | int, name: str = "", parameter: float = 0.0) -> None:
+    """Write an array with intent code, name and first parameter; the affine of a 2-D grid is embedded at S = 0."""
     affine = grid.affine
     if grid.ndim == 2:
         affine = np.eye(4)
         affine[np.ix_([0, 1, 3], [0, 1, 3])] = grid.affine
     image = nib.Nifti1Image(values, affine)
-    image.header.set_intent(intent, parameters, name=name, allow_unknown=True)
+    image.header.set_intent(intent, name=name, allow_unknown=True)
+    image.header["intent_p1"] = parameter
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1, strip_shears=True)

@@ -90,7 +90,7 @@ def write(
         d = where.ndim
         vectors = vectors_from_displacement(transform.displacement_on(where), where.affine[:d, :d])
     values = five_d(vectors.astype(np.float32, copy=False))
-    save(path, values, where, intent="vector", name=INTENT_NAME, parameters=(float(kind),))
+    save(path, values, where, intent="vector", name=INTENT_NAME, parameter=float(kind))
 
 
 def _all_index(shape: tuple[int, ...]) -> np.ndarray:
