@@ -2,12 +2,13 @@
 
 The only room that does arithmetic on displacement fields, and the only one that calls ``grid_sample``. A field is
 ``(B, D, *shape)``, channel d along axis d, in voxels of its own grid; fixed index ``i`` maps to ``i + u(i)``. Every
-function takes 2-D and 3-D, any device; on the CPU, 3-D float32 runs in compiled kernels (``kernels.py``) where numba is
+function takes 2-D and 3-D, any device; on the CPU, 3-D float32 runs in compiled kernels (``kernels/``) where numba is
 present, and in plain torch otherwise: one test holds both to the same values.
 """
 
 from verimorph.field.algebra import Inversion, compose, exponentiate, invert
 from verimorph.field.jacobian import jacobian_determinant
+from verimorph.field.pyramid import shrink
 from verimorph.field.resize import resize, resize_displacement
 from verimorph.field.sample import sample, sample_field, voxel_index, warp, warp_with_gradient
 from verimorph.field.smooth import box_mean, gaussian_smooth
@@ -24,6 +25,7 @@ __all__ = [
     "resize_displacement",
     "sample",
     "sample_field",
+    "shrink",
     "voxel_index",
     "warp",
     "warp_with_gradient",

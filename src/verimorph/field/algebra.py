@@ -10,20 +10,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verimorph.field.backend import compiled
-from verimorph.field.sample import sample_field, voxel_index
+from verimorph.field.differentiable import Compose, gradient_wanted
+from verimorph.field.sample import read_linear, sample_field, voxel_index
 
 
-def compose(
-    outer: Float[Tensor, "b d *space"], inner: Float[Tensor, "b d *out"]
-) -> Float[Tensor, "b d *out"]:
+def compose(outer: Float[Tensor, "b d *space"], inner: Float[Tensor, "b d *out"]) -> Float[Tensor, "b d *out"]:
     """Displacement of the map that applies ``inner`` first and ``outer`` second.
 
     ``w(i) = v(i) + u(i + v(i))`` with ``u = outer``, ``v = inner``, both in voxels of one grid; ``u`` is linear between
-    voxels and zero outside.
+    voxels and zero outside. Differentiable in both.
+
+    Examples
+    --------
+    >>> one, two = torch.full((1, 2, 8, 8), 1.0), torch.full((1, 2, 8, 8), 2.0)
+    >>> compose(one, two)[0, :, 0, 0]  # two voxels, then one more
+    tensor([3., 3.])
+    >>> compose(one, two)[0, :, 7, 7]  # the second step starts outside, where nothing moves
+    tensor([2., 2.])
     """
-    kernels = compiled(outer, inner) if outer.shape == inner.shape else None
+    kernels = compiled(outer, inner)
     if kernels is not None:
-        return kernels.compose(outer, inner)
+        return Compose.apply(outer, inner, kernels) if gradient_wanted(outer, inner) else kernels.compose(outer, inner)
     index = voxel_index(tuple(inner.shape[2:]), device=inner.device, dtype=inner.dtype) + inner
     return inner + sample_field(outer, index)
 
@@ -40,9 +47,21 @@ def exponentiate(velocity: Float[Tensor, "b d *space"], *, steps: int | None = N
     steps
         K. Default: the smallest number for which no first step exceeds half a voxel, at least 4. Cost is linear in K.
 
+    Returns
+    -------
+    Tensor
+        Displacement in voxels. Differentiable; memory for gradients is one field a step.
+
     References
     ----------
     Arsigny et al., A log-Euclidean framework for statistics on diffeomorphisms, MICCAI 2006.
+
+    Examples
+    --------
+    >>> constant = torch.zeros(1, 2, 16, 16)
+    >>> constant[:, :, 2:-2, 2:-2] = 0.75
+    >>> exponentiate(constant)[0, :, 8, 8]  # where the velocity is constant, the flow is that shift
+    tensor([0.7500, 0.7500])
     """
     if steps is None:
         largest = float(velocity.detach().abs().amax()) if velocity.numel() else 0.0
@@ -63,6 +82,7 @@ class Inversion(NamedTuple):
     """Largest such residual, voxels."""
 
 
+@torch.no_grad()
 def invert(
     displacement: Float[Tensor, "b d *space"],
     *,
@@ -73,7 +93,8 @@ def invert(
     """Find ``w`` with ``w(x) + u(x + w(x)) = 0`` by fixed-point iteration.
 
     ``w <- w - s r`` with the residual ``r = w + u(x + w)``; ``s = 1`` until the mean residual grows, then halved (a
-    field whose derivative exceeds 1 in places makes the plain iteration swing).
+    field whose derivative exceeds 1 in places makes the plain iteration swing). Beyond its grid ``u`` repeats its edge
+    here, so that a field which does not vanish at the border (a shift) is inverted up to the border. No gradient.
 
     Parameters
     ----------
@@ -83,30 +104,56 @@ def invert(
         Stop after so many iterations or when the mean residual is below ``tolerance`` voxels.
     start
         First guess; default zero.
+
+    Returns
+    -------
+    Inversion
+        The inverse with its own residual, measured after the last change. A folded field has no inverse: its largest
+        residual stays of the order of a voxel, however many iterations.
+
+    References
+    ----------
+    Chen et al., A simple fixed-point approach to invert a deformation field, Medical Physics 35, 2008.
+
+    Examples
+    --------
+    >>> shift = torch.full((1, 2, 8, 8), 1.5)
+    >>> inverse = invert(shift)
+    >>> float(inverse.displacement[0, 0, 4, 4]), inverse.max_residual
+    (-1.5, 0.0)
     """
     inverse = torch.zeros_like(displacement) if start is None else start.clone()
     step, before = 1.0, math.inf
     mean = largest = 0.0
     for n in range(iterations + 1):
-        residual = compose(displacement, inverse)
+        residual = _residual(displacement, inverse)
         mean, largest = _residual_size(residual, inverse)
         if mean < tolerance or n == iterations:
             break
         if mean > before:
             step = max(step / 2, 0.25)
         before = mean
-        inverse = inverse - step * residual if step < 1 else inverse.sub_(residual)
+        inverse.sub_(residual, alpha=step)
     return Inversion(inverse, mean, largest)
 
 
+def _residual(displacement: Tensor, inverse: Tensor) -> Tensor:
+    """``w + u(x + w)``, the edge of ``u`` repeated beyond its grid."""
+    kernels = compiled(displacement, inverse)
+    if kernels is not None:
+        return kernels.compose(displacement, inverse, extend=True)
+    index = voxel_index(tuple(inverse.shape[2:]), device=inverse.device, dtype=inverse.dtype) + inverse
+    return inverse + read_linear(displacement, index)
+
+
 def _residual_size(residual: Tensor, inverse: Tensor) -> tuple[float, float]:
-    """Mean and largest length of the residual where ``x + w(x)`` lies inside the grid."""
+    """Mean and largest length of the residual where ``x + w(x)`` lies inside the grid; infinite where w is NaN."""
     kernels = compiled(residual, inverse)
     if kernels is not None:
         return kernels.residual_size(residual, inverse)
     shape = tuple(inverse.shape[2:])
     index = voxel_index(shape, device=inverse.device, dtype=inverse.dtype) + inverse
     limit = torch.tensor(shape, device=index.device, dtype=index.dtype).view(1, -1, *[1] * len(shape)) - 1
-    inside = ((index >= 0) & (index <= limit)).all(dim=1)
-    length = residual.square().sum(1).sqrt()[inside]
+    counted = (~((index < 0) | (index > limit))).all(dim=1)
+    length = torch.nan_to_num(residual.double().square().sum(1).sqrt(), nan=math.inf)[counted]
     return (float(length.mean()), float(length.max())) if length.numel() else (0.0, 0.0)

@@ -24,13 +24,13 @@ def _numba_kernels() -> ModuleType | None:
 
 
 def compiled(*tensors: Tensor) -> ModuleType | None:
-    """Return the compiled kernels if they can serve these tensors (3-D, float32, CPU, batch 1, no gradient), else None."""
+    """Return the compiled kernels if they can serve these tensors (3-D, float32, CPU, one batch size), else None."""
     if _forced_torch:
         return None
     for tensor in tensors:
-        if tensor.ndim != 5 or tensor.shape[0] != 1 or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        if tensor.ndim != 5 or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             return None
-        if tensor.requires_grad and torch.is_grad_enabled():
+        if tensor.shape[0] != tensors[0].shape[0]:
             return None
     return _numba_kernels()
 

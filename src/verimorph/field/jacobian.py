@@ -20,8 +20,14 @@ def _difference(u: Tensor, axis: int) -> Tensor:
 def jacobian_determinant(displacement: Float[Tensor, "b d *space"]) -> Float[Tensor, "b *space"]:
     """``det(I + du/dx)`` at every voxel, by central differences (one-sided at the border).
 
-    1 is no change, below 0 is a fold. The value is that of the map on its own grid; a linear part that follows multiplies
-    it by that part's determinant.
+    1 is no change, below 0 is a fold. The value is that of the map on its own grid; a linear part that follows
+    multiplies it by that part's determinant.
+
+    Examples
+    --------
+    >>> grow = 0.1 * torch.arange(8.0)[:, None].expand(8, 8)  # ten per cent longer along axis 0
+    >>> jacobian_determinant(torch.stack([grow, torch.zeros(8, 8)])[None])[0, 4, 4]
+    tensor(1.1000)
     """
     kernels = compiled(displacement)
     if kernels is not None:

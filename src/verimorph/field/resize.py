@@ -15,9 +15,7 @@ def resize(x: Float[Tensor, "b c *space"], shape: tuple[int, ...]) -> Float[Tens
     return torch.nn.functional.interpolate(x, size=tuple(shape), mode=mode, align_corners=False)
 
 
-def resize_displacement(
-    displacement: Float[Tensor, "b d *space"], shape: tuple[int, ...]
-) -> Float[Tensor, "b d *out"]:
+def resize_displacement(displacement: Float[Tensor, "b d *space"], shape: tuple[int, ...]) -> Float[Tensor, "b d *out"]:
     """Resample a field to another shape over the same field of view; component d is scaled by ``N'_d / N_d``."""
     old = displacement.shape[2:]
     factor = torch.tensor([m / n for n, m in zip(old, shape, strict=True)], dtype=displacement.dtype)

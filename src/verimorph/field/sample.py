@@ -11,8 +11,9 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional
 
-from verimorph.errors import OptionError
+from verimorph.errors import OptionError, nearest
 from verimorph.field.backend import compiled
+from verimorph.field.differentiable import Warp, gradient_wanted
 
 Mode = Literal["linear", "nearest", "cubic"]
 
@@ -33,15 +34,32 @@ def _inside(index: Float[Tensor, "b d *out"], shape: tuple[int, ...]) -> Tensor:
     return inside
 
 
-def _linear(image: Tensor, index: Tensor) -> Tensor:
+def _folds(image: Tensor, depth: int) -> int:
+    """Slabs of axis 0 to read as a batch: on the CPU ``grid_sample`` shares nothing but the batch between threads."""
+    threads = torch.get_num_threads()
+    if image.ndim != 5 or image.device.type != "cpu" or image.shape[0] > 1 or image.requires_grad or threads == 1:
+        return 1
+    return max(k for k in range(1, 2 * threads + 1) if depth % k == 0)
+
+
+def read_linear(image: Tensor, index: Tensor) -> Tensor:
     """Linear interpolation with clamped coordinates, through ``grid_sample`` (axes reversed here and nowhere else)."""
-    shape = image.shape[2:]
-    size = torch.tensor([max(n - 1, 1) for n in shape], device=index.device, dtype=index.dtype)
+    size = torch.tensor([max(n - 1, 1) for n in image.shape[2:]], device=index.device, dtype=index.dtype)
     normalised = index.movedim(1, -1) * (2 / size) - 1
-    out = functional.grid_sample(
-        image, normalised.flip(-1).to(image.dtype), mode="bilinear", padding_mode="border", align_corners=True
-    )
-    return out
+    # NaN, infinite and very large coordinates make the backward pass of grid_sample read outside its memory.
+    normalised = torch.nan_to_num(normalised, nan=-1.0).clamp(-1, 1).flip(-1).to(image.dtype)
+    batch, spatial = normalised.shape[0], normalised.shape[1:-1]
+    d = image.ndim - 2
+    if len(spatial) != d:  # a list of points, or any other layout
+        normalised = normalised.reshape(batch, -1, *[1] * (d - 1), d)
+    folds = _folds(image, normalised.shape[1])
+    if folds > 1:
+        image = image.expand(folds, *image.shape[1:])
+        normalised = normalised.reshape(folds, -1, *normalised.shape[2:])
+    out = functional.grid_sample(image, normalised, mode="bilinear", padding_mode="border", align_corners=True)
+    if folds > 1:
+        out = out.movedim(0, 1)
+    return out.reshape(batch, image.shape[1], *spatial)
 
 
 def _nearest(image: Tensor, index: Tensor) -> Tensor:
@@ -56,17 +74,15 @@ def _nearest(image: Tensor, index: Tensor) -> Tensor:
 
 
 def _cubic(image: Tensor, index: Tensor) -> Tensor:
-    """Cubic B-spline interpolation (mirrored borders), by SciPy on the CPU; no gradient."""
+    """Cubic B-spline interpolation, mirrored at the border as ITK does it, by SciPy on the CPU; no gradient."""
     from scipy import ndimage
 
-    where = index.detach().cpu().double().numpy()
-    values = image.detach().cpu().numpy()
-    limit = np.array(image.shape[2:]).reshape(-1, *[1] * (index.ndim - 2)) - 1
+    where = torch.where(_inside(index, tuple(image.shape[2:])), index, 0).detach().cpu().double().numpy()
+    values = image.detach().cpu().double().numpy()
     out = np.empty((*image.shape[:2], *index.shape[2:]), dtype=np.float32)
     for b in range(len(values)):
-        clamped = np.clip(where[b], 0, limit)
         for c in range(values.shape[1]):
-            out[b, c] = ndimage.map_coordinates(values[b, c].astype(np.float64), clamped, order=3, mode="mirror")
+            ndimage.map_coordinates(values[b, c], where[b], output=out[b, c], order=3, mode="mirror")
     return torch.from_numpy(out).to(image.device)
 
 
@@ -75,7 +91,7 @@ def sample(
     index: Float[Tensor, "b d *out"],
     *,
     mode: Mode = "linear",
-    background: float = 0.0,
+    background: float | int = 0.0,
 ) -> Shaped[Tensor, "b c *out"]:
     """Read an image at fractional voxel indices.
 
@@ -84,10 +100,11 @@ def sample(
     image
         Values on a grid, 2-D or 3-D.
     index
-        Where to read, in voxels of that grid; channel d along axis d.
+        Where to read, in voxels of that grid; channel d along axis d. Any number of axes may follow the channel:
+        ``(B, D, *shape)`` reads a volume, ``(B, D, n)`` a list of points.
     mode
-        ``linear`` (differentiable in both arguments), ``nearest`` (halves up, any dtype), ``cubic`` (B-spline of order 3,
-        no gradient).
+        ``linear`` (differentiable in both arguments), ``nearest`` (halves up, any dtype), ``cubic`` (B-spline of order
+        3, no gradient).
     background
         Value outside the image. Inside is an index in ``[-0.5, N - 0.5)``; the half voxel at the rim repeats the edge.
 
@@ -96,10 +113,14 @@ def sample(
     OptionError
         For an unknown mode.
     """
-    readers = {"linear": _linear, "nearest": _nearest, "cubic": _cubic}
+    readers = {"linear": read_linear, "nearest": _nearest, "cubic": _cubic}
     if mode not in readers:
-        raise OptionError(f"unknown interpolation '{mode}'; known: {', '.join(readers)}")
+        raise OptionError(f"unknown interpolation '{mode}'{nearest(mode, readers)}")
     index = index.expand(image.shape[0], *index.shape[1:])
+    if mode == "linear" and not gradient_wanted(image, index):
+        kernels = compiled(image) if index.dtype == torch.float32 and index.device.type == "cpu" else None
+        if kernels is not None:
+            return kernels.sample(image, index, background)
     value = readers[mode](image, index)
     outside = ~_inside(index, tuple(image.shape[2:]))
     return value.masked_fill(outside, background)
@@ -112,7 +133,9 @@ def _as_matrix(matrix: Float[ndarray, "h h"] | Tensor | None, d: int) -> np.ndar
 def _mapped_index(displacement: Tensor, matrix: np.ndarray) -> Tensor:
     """``matrix @ (i + u(i))`` for every voxel i."""
     d = displacement.shape[1]
-    index = voxel_index(tuple(displacement.shape[2:]), device=displacement.device, dtype=displacement.dtype) + displacement
+    index = (
+        voxel_index(tuple(displacement.shape[2:]), device=displacement.device, dtype=displacement.dtype) + displacement
+    )
     if np.array_equal(matrix, np.eye(d + 1)):
         return index
     turn = torch.as_tensor(matrix[:d, :d], device=index.device, dtype=index.dtype)
@@ -126,7 +149,7 @@ def warp(
     *,
     matrix: Float[ndarray, "h h"] | Tensor | None = None,
     mode: Mode = "linear",
-    background: float = 0.0,
+    background: float | int = 0.0,
 ) -> Shaped[Tensor, "b c *out"]:
     """Resample an image through a field and a linear map, in one interpolation: ``image(matrix @ (i + u(i)))``.
 
@@ -142,10 +165,17 @@ def warp(
         As in :func:`sample`.
     """
     affine = _as_matrix(matrix, displacement.shape[1])
+    if mode == "nearest":
+        kernels = compiled(displacement) if image.device.type == "cpu" and len(image) == len(displacement) else None
+        if kernels is not None:
+            return kernels.warp_nearest(image, displacement, affine, background)
+        displacement = displacement.double()  # a tie between two voxels falls as in ITK, which counts in float64
     kernels = compiled(image, displacement) if mode == "linear" else None
-    if kernels is not None:
-        return kernels.warp(image, displacement, affine, background)
-    return sample(image, _mapped_index(displacement, affine), mode=mode, background=background)
+    if kernels is None:
+        return sample(image, _mapped_index(displacement, affine), mode=mode, background=background)
+    if gradient_wanted(image, displacement):
+        return Warp.apply(image, displacement, affine, background, kernels)
+    return kernels.warp(image, displacement, affine, background)
 
 
 def warp_with_gradient(
@@ -166,7 +196,7 @@ def warp_with_gradient(
     with torch.enable_grad():
         leaf = displacement.detach().requires_grad_()
         index = _mapped_index(leaf, affine)
-        value = _linear(image, index)
+        value = read_linear(image, index)
         inside = _inside(index.detach(), tuple(image.shape[2:]))
         (gradient,) = torch.autograd.grad(torch.where(inside, value, torch.zeros_like(value)).sum(), leaf)
     return value.detach(), gradient
