@@ -26,26 +26,25 @@ from numpy import ndarray
 from scipy import ndimage
 
 from verimorph.errors import InputError
-from verimorph.evaluate.landmarks import MapsPoints
 from verimorph.evaluate.overlap import count_overlap
 from verimorph.evaluate.robustness import robust30_quantile
 from verimorph.evaluate.surface import surface_distances_per_label
 from verimorph.grid import Grid
+from verimorph.transform import Affine, Transform
 
 JACOBIAN_SHIFT = 3.0
 JACOBIAN_CLIP = (1e-9, 1e9)
 BORDER = 2
 
 
-def voxel_displacement(transform: MapsPoints, *, fixed_grid: Grid, moving_grid: Grid) -> Float[ndarray, "*space d"]:
+def voxel_displacement(transform: Transform, *, fixed_grid: Grid, moving_grid: Grid) -> Float[ndarray, "*space d"]:
     """Write a transform as a Learn2Reg field: from voxels of the fixed to voxels of the moving grid, in voxels.
 
     ``d(i) = A_moving^-1 T(A_fixed i) - i``; with both images on one grid this is the displacement on that grid.
     """
-    index = np.stack(np.meshgrid(*[np.arange(n) for n in fixed_grid.shape], indexing="ij"), axis=-1)
-    points = fixed_grid.index_to_world(index.reshape(-1, fixed_grid.ndim))
-    mapped = moving_grid.world_to_index(transform.map_points(points))
-    return (mapped.reshape(index.shape) - index).astype(np.float32)
+    # seen from a fixed grid on which the moving voxels had the fixed ones' places, d is a plain displacement
+    renumbered = transform.then(Affine(fixed_grid.affine @ moving_grid.inverse_affine))
+    return np.ascontiguousarray(np.moveaxis(renumbered.displacement_on(fixed_grid)[0].cpu().numpy(), 0, -1))
 
 
 def warp_labels(moving_labels: Shaped[ndarray, "..."], displacement: Shaped[ndarray, "..."]) -> Shaped[ndarray, "..."]:

@@ -6,12 +6,14 @@ This is the honest mode. Learn2Reg's own numbers come from ``evaluate/challenge.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from verimorph.errors import InputError
 from verimorph.evaluate.consistency import DEFAULT_POINTS, inverse_consistency_error
+from verimorph.evaluate.diffeomorphism import non_diffeomorphic_volume
 from verimorph.evaluate.landmarks import summarise_errors, target_registration_error
 from verimorph.evaluate.overlap import count_overlap, label_values
 from verimorph.evaluate.regularity import jacobian_summary
@@ -36,7 +38,9 @@ def score(
     moving_grid: Grid | None = None,
     jacobian: Image | None = None,
     mask: Image | None = None,
+    labels: Iterable[int] | None = None,
     surface: bool = True,
+    non_diffeomorphic: bool = True,
     surface_dice_tolerance_mm: float = 1.0,
     unit: str = "mm",
     max_points: int | None = DEFAULT_POINTS,
@@ -63,8 +67,12 @@ def score(
         Jacobian determinants of the whole transform on the fixed grid; computed from ``transform`` where missing.
     mask
         Fixed-grid voxels on which Jacobian and inverse consistency are measured.
+    labels
+        Labels to score; default all non-zero ones.
     surface
         Whether to compute surface distances (the slow part).
+    non_diffeomorphic
+        Whether to compute the non-diffeomorphic volume of the transform (a few seconds for a brain).
     surface_dice_tolerance_mm
         Tolerance of the surface Dice.
     unit
@@ -78,7 +86,8 @@ def score(
     -------
     dict
         JSON-able (no NaN; a missing value is ``None``), with those of the keys ``labels``, ``landmarks``,
-        ``jacobian``, ``inverse_consistency`` for which there was input, and ``mode`` and ``unit``.
+        ``jacobian``, ``non_diffeomorphic``, ``inverse_consistency_mm`` for which there was input, and
+        ``mode`` and ``unit``.
 
     Raises
     ------
@@ -96,6 +105,7 @@ def score(
                 fixed_labels,
                 moved_labels,
                 moving_labels=moving_labels,
+                labels=labels,
                 surface=surface,
                 tolerance_mm=surface_dice_tolerance_mm,
                 unit=unit,
@@ -103,7 +113,9 @@ def score(
             )
             if initial is not None and moving_labels is not None:
                 start = initial.resample(moving_labels, fixed_labels.grid, interpolation="labels")
-                before = score_labels(fixed_labels, start, moving_labels=moving_labels, surface=False, unit=unit)
+                before = score_labels(
+                    fixed_labels, start, moving_labels=moving_labels, labels=labels, surface=False, unit=unit
+                )
                 metrics["labels"]["initial"] = {"mean": before["mean"]}
 
     if fixed_landmarks is not None and moving_landmarks is not None:
@@ -125,6 +137,15 @@ def score(
     inside = None if mask is None else np.asarray(mask.array) > 0
     if determinants is not None:
         metrics["jacobian"] = jacobian_summary(determinants, inside)
+    if non_diffeomorphic and transform is not None and grid is not None:
+        displacement = transform.displacement_on(grid)[0].cpu().numpy()
+        found_folds = non_diffeomorphic_volume(displacement, spacing=grid.spacing, mask=inside)
+        metrics["non_diffeomorphic"] = {
+            "voxels": found_folds.voxels,
+            "percent": found_folds.percent,
+            f"{unit}{grid.ndim}": found_folds.mm,
+            "folding_voxels": found_folds.folding_voxels,
+        }
 
     if transform is not None and inverse is not None and grid is not None:
         other = moving_grid or (moving_labels.grid if moving_labels is not None else grid)
@@ -139,6 +160,7 @@ def score_labels(
     moved_labels: Image,
     *,
     moving_labels: Image | None = None,
+    labels: Iterable[int] | None = None,
     surface: bool = True,
     tolerance_mm: float = 1.0,
     unit: str = "mm",
@@ -166,6 +188,9 @@ def score_labels(
         )
     in_fixed = set(label_values(fixed_labels.array))
     in_moving = set(label_values((moving_labels or moved_labels).array))
+    if labels is not None:
+        wanted = set(labels)
+        in_fixed, in_moving = in_fixed & wanted, in_moving & wanted
     counts = count_overlap(fixed_labels.array, moved_labels.array, sorted(in_fixed | in_moving))
     common = in_fixed & in_moving
     per_label: dict[int, dict[str, float]] = {}
@@ -223,3 +248,19 @@ def _column_statistic(rows: list[dict[str, float]], statistic: Any) -> dict[str,
     names = rows[0] if rows else {}
     columns = {name: np.array([row[name] for row in rows], float) for name in names}
     return {n: float(statistic(c[~np.isnan(c)])) if (~np.isnan(c)).any() else math.nan for n, c in columns.items()}
+
+
+def flat_measures(metrics: dict[str, Any]) -> dict[str, float]:
+    """Pick the headline numbers of a `score` result into one flat row, NaN where missing: a line of a table."""
+    unit = metrics.get("unit", "mm")
+    row: dict[str, Any] = dict(metrics.get("labels", {}).get("mean", {}))
+    found = metrics.get("landmarks", {}).get(f"tre_{unit}", {})
+    errors = found.get("registered", found.get("identity", {}))
+    row |= {f"tre_{name}_{unit}": errors[name] for name in ("mean", "median", "p95", "max") if name in errors}
+    jacobian = metrics.get("jacobian", {})
+    row |= {name: jacobian[name] for name in ("folding_percent", "sd_log_jacobian") if name in jacobian}
+    if "non_diffeomorphic" in metrics:
+        row["ndv_percent"] = metrics["non_diffeomorphic"]["percent"]
+    for way, errors in metrics.get(f"inverse_consistency_{unit}", {}).items():
+        row |= {f"inverse_consistency_{way}_{name}_{unit}": errors[name] for name in ("mean", "p95")}
+    return {name: math.nan if value is None else float(value) for name, value in row.items()}
