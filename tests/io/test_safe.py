@@ -90,7 +90,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_the_error_of_a_really_full_device_is_recognised(tmp_path):
-    with pytest.raises(ResourceError, match="disk is full"), replacing(tmp_path / "a.txt"):  # noqa: PT012, SIM117
+    with pytest.raises(ResourceError, match="disk is full"), replacing(tmp_path / "a.txt"):  # noqa: SIM117
         with open("/dev/full", "w") as device:
             device.write("x" * 100_000)
     assert everything(tmp_path) == []

@@ -52,7 +52,7 @@ def from_nibabel(
         )
     if stored.kind not in "buif":
         raise InputError(f"{where}: holds {stored} voxels; convert them to real numbers first (magnitude or phase)")
-    shape, select = choose_volume(tuple(image.shape), volume, where)
+    shape, select = choose_volume(tuple(int(n) for n in image.shape), volume, where)
     grid, plane = volume_grid(shape, affine, where)
     load, dtype = _loader(image, stored, select, plane, where)
     return Image(grid, load, name, path, stored_dtype=dtype)
