@@ -17,6 +17,9 @@ from torch import Tensor
 
 Border = Literal["valid", "zeros", "replicate"]
 
+#: Borders of windows whose moments are taken: what lies outside counts nothing, or counts as zeros.
+MomentBorder = Literal["valid", "zeros"]
+
 
 @functools.lru_cache(maxsize=64)
 def _matrix(

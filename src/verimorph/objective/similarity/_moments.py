@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from verimorph.objective._reduce import spread
-from verimorph.objective._windows import Border, separable, window_total
+from verimorph.objective._windows import MomentBorder, separable, window_total
 
 
 class Moments(NamedTuple):
@@ -22,7 +22,7 @@ class Moments(NamedTuple):
     count: Tensor
 
 
-def centre(image: Tensor, mask: Tensor | None, border: Border) -> tuple[Tensor, Tensor | float]:
+def centre(image: Tensor, mask: Tensor | None, border: MomentBorder) -> tuple[Tensor, Tensor | float]:
     """The image less its mean, and that mean: sums of squares of an offset image lose their digits.
 
     With zero borders the zeros are part of the image, so nothing is taken off.
@@ -38,7 +38,7 @@ def centre(image: Tensor, mask: Tensor | None, border: Border) -> tuple[Tensor, 
 
 
 def local_moments(
-    fixed: Tensor, moved: Tensor, weights: Sequence[tuple[float, ...]], border: Border, mask: Tensor | None
+    fixed: Tensor, moved: Tensor, weights: Sequence[tuple[float, ...]], border: MomentBorder, mask: Tensor | None
 ) -> Moments:
     """Moments under a separable window, of the voxels inside image and mask (``valid``) or of zeros too (``zeros``)."""
     mask = spread(mask, fixed)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from verimorph.objective._precision import full_precision
 from verimorph.objective._reduce import Reduction, check_pair, over_batch, spread
-from verimorph.objective.similarity._parzen import Window, binned_moments, intensity_bins
+from verimorph.objective.similarity._parzen import binned_moments, intensity_bins
 from verimorph.objective.similarity._patches import patches
 from verimorph.objective.similarity.mutual_information import patch_edges
+
+RatioWindow = Literal["bspline", "gaussian"]
 
 
 def explained_variance(
@@ -18,7 +22,7 @@ def explained_variance(
     given: Float[Tensor, "p n"],
     *,
     bins: int = 32,
-    window: Window = "bspline",
+    window: RatioWindow = "bspline",
     sigma_ratio: float = 1.0,
     intensity_range: tuple[float, float] | None = (0.0, 1.0),
     epsilon: float = 1e-8,
@@ -52,7 +56,7 @@ def correlation_ratio(
     moved: Float[Tensor, "b c *space"],
     *,
     bins: int = 32,
-    window: Window = "bspline",
+    window: RatioWindow = "bspline",
     sigma_ratio: float = 1.0,
     intensity_range: tuple[float, float] | None = (0.0, 1.0),
     epsilon: float = 1e-8,
@@ -108,7 +112,7 @@ def local_correlation_ratio(
     patch_mm: float | None = None,
     shifted: bool = True,
     bins: int = 8,
-    window: Window = "bspline",
+    window: RatioWindow = "bspline",
     sigma_ratio: float = 1.0,
     intensity_range: tuple[float, float] | None = (0.0, 1.0),
     epsilon: float = 1e-8,

@@ -22,7 +22,7 @@ from verimorph.objective._reduce import (
     reduce_local,
     spread,
 )
-from verimorph.objective._windows import Border, box_sum, box_weights, window_total
+from verimorph.objective._windows import MomentBorder, box_sum, box_weights, window_total
 from verimorph.objective.similarity._moments import centre, local_moments
 
 
@@ -46,11 +46,11 @@ class LNCCStatistics:
     count: Tensor
     mask: Tensor | None
     radius: tuple[int, ...]
-    border: Border
+    border: MomentBorder
     scratch: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
 
-def _axis_counts(shape: torch.Size, radius: tuple[int, ...], border: Border) -> list[Tensor]:
+def _axis_counts(shape: torch.Size, radius: tuple[int, ...], border: MomentBorder) -> list[Tensor]:
     counts = []
     for length, r in zip(shape, radius, strict=True):
         index = torch.arange(length)
@@ -69,7 +69,7 @@ def lncc_statistics(
     radius: int | tuple[int, ...] = 4,
     *,
     mask: Float[Tensor, "b 1 *space"] | None = None,
-    border: Border = "valid",
+    border: MomentBorder = "valid",
 ) -> LNCCStatistics:
     """Window statistics of the fixed image for `lncc` and `lncc_value_and_gradient`."""
     radii = radius_of(radius, None, None, fixed.ndim - 2)
@@ -99,7 +99,9 @@ def lncc_statistics(
     return LNCCStatistics(centred, mean, scatter, count, mask, radii, border)
 
 
-def _kernel_counts(shape: torch.Size, radius: tuple[int, ...], border: Border, mask: Tensor | None, count: Tensor):
+def _kernel_counts(
+    shape: torch.Size, radius: tuple[int, ...], border: MomentBorder, mask: Tensor | None, count: Tensor
+):
     """The window counts as the kernels take them: three vectors without a mask, a volume with one."""
     vectors = [vector.numpy() for vector in _axis_counts(shape, radius, border)]
     if len(vectors) == 2:
@@ -128,7 +130,7 @@ def lncc_value_and_gradient(
     mask: Float[Tensor, "b 1 *space"] | None = None,
     weight: Float[Tensor, "b 1 *space"] | None = None,
     statistics: LNCCStatistics | None = None,
-    border: Border = "valid",
+    border: MomentBorder = "valid",
     epsilon: float = 1e-5,
     gradient: bool = True,
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c *space"] | None]:
@@ -233,7 +235,7 @@ def lncc(
     *,
     radius: int | tuple[int, ...] = 4,
     radius_mm: float | None = None,
-    border: Border = "valid",
+    border: MomentBorder = "valid",
     epsilon: float = 1e-5,
     mask: Float[Tensor, "b 1 *space"] | None = None,
     weight: Float[Tensor, "b 1 *space"] | None = None,

@@ -10,7 +10,7 @@ from torch import Tensor
 from verimorph.errors import OptionError
 from verimorph.objective._precision import full_precision
 from verimorph.objective._reduce import Reduction, check_pair, reduce_local, spacing_of
-from verimorph.objective._windows import Border, gaussian_weights
+from verimorph.objective._windows import MomentBorder, gaussian_weights
 from verimorph.objective.similarity._moments import local_moments
 
 
@@ -22,7 +22,7 @@ def lncc_gaussian(
     sigma: float = 1.5,
     radius: int | None = None,
     sigma_mm: float | None = None,
-    border: Border = "valid",
+    border: MomentBorder = "valid",
     epsilon: float = 1e-8,
     numerator_epsilon: float = 0.0,
     mask: Float[Tensor, "b 1 *space"] | None = None,

@@ -8,7 +8,7 @@ from torch import Tensor
 from verimorph.errors import OptionError
 from verimorph.objective._precision import full_precision
 from verimorph.objective._reduce import Reduction, check_pair, reduce_local
-from verimorph.objective._windows import Border, gaussian_weights
+from verimorph.objective._windows import MomentBorder, gaussian_weights
 from verimorph.objective.similarity._moments import local_moments
 
 
@@ -22,7 +22,7 @@ def ssim(
     data_range: float = 1.0,
     k1: float = 0.01,
     k2: float = 0.03,
-    border: Border = "valid",
+    border: MomentBorder = "valid",
     mask: Float[Tensor, "b 1 *space"] | None = None,
     weight: Float[Tensor, "b 1 *space"] | None = None,
     reduction: Reduction = "mean",
