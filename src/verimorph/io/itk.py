@@ -39,11 +39,10 @@ def read(path: Path, *, volume: int | None = None) -> Image:
     components = reader.GetNumberOfComponents()
     pixel = reader.GetPixelIDValue()
     size, affine = tuple(reader.GetSize()), world_matrix(reader)
+    if path.name.lower().endswith(".bmp") and components == 3:
+        return _grey_bitmap(path, reader)
     if components > 1 and (picture or (components in (3, 4) and pixel == sitk.sitkVectorUInt8)):
-        raise InputError(
-            f"{path}: is a colour image ({components} values a pixel), one is needed; convert it to grey first, "
-            f"e.g. magick {path.name} -colorspace Gray grey.png"
-        )
+        raise InputError(_colour(path))
     where = str(path)
     stored = (*size, *(1,) * (3 - len(size)), components) if components > 1 else size
     shape, select = choose_volume(stored, volume, where)
@@ -68,6 +67,28 @@ def read(path: Path, *, volume: int | None = None) -> Image:
         return voxels.T.reshape(shape, order="F")[plane]
 
     return Image(grid, load, path.name, path)
+
+
+def _grey_bitmap(path: Path, reader: Any) -> Image:
+    """Read a BMP, whose grey values come as a palette that ITK expands to three equal channels."""
+    import SimpleITK as sitk
+
+    try:
+        channels = sitk.GetArrayFromImage(reader.Execute())
+    except RuntimeError as error:
+        raise InputError(f"{path}: is cut short or damaged ({reason(error)}); copy or download it again") from None
+    if (channels != channels[..., :1]).any():
+        raise InputError(_colour(path))
+    voxels = channels[..., 0].T
+    grid, _ = volume_grid(voxels.shape, world_matrix(reader), str(path))
+    return Image(grid, lambda: voxels, path.name, path)
+
+
+def _colour(path: Path) -> str:
+    return (
+        f"{path}: is a colour (RGB) image, one value a pixel is needed; convert it to grey first, "
+        f"e.g. magick {path.name} -colorspace Gray grey.png"
+    )
 
 
 def from_simpleitk(image: Any, *, volume: int | None = None, name: str = "image") -> Image:
