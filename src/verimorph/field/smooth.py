@@ -19,7 +19,7 @@ from verimorph.field.differentiable import SeparableFilter, gradient_wanted
 Border = Literal["renormalise", "zero"]
 
 
-def _per_axis(value: float | Sequence[float], d: int, name: str) -> tuple[float, ...]:
+def _per_axis(value: float | int | Sequence[float] | Sequence[int], d: int, name: str) -> tuple[float, ...]:
     """One number an axis."""
     values = (float(value),) * d if isinstance(value, Real) else tuple(float(v) for v in value)
     if len(values) != d or not all(0 <= v < math.inf for v in values):
