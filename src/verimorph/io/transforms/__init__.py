@@ -28,6 +28,8 @@ class Format(NamedTuple):
     suffixes: tuple[str, ...]
     """Suffixes it can be written with; the first format of the table that has a suffix is the default for it."""
     holds: str
+    frame: str
+    """Frame of the numbers in the file."""
     needs: str = ""
     """Images it cannot be interpreted without."""
 
@@ -35,15 +37,19 @@ class Format(NamedTuple):
 NIFTI = (".nii.gz", ".nii")
 
 FORMATS: dict[str, Format] = {
-    "itk": Format("itk", (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm"), "everything; .mat one matrix (ANTs)"),
-    "itk-field": Format("itk_field", (*NIFTI, ".nrrd", ".mha", ".mhd"), "one displacement field (ANTs Warp)"),
-    "learn2reg": Format("learn2reg", (".npz", ".npy", *NIFTI), "one displacement field in voxels", "fixed and moving"),
-    "niftyreg": Format("niftyreg", (".txt", *NIFTI), "one matrix; one displacement field or spline"),
-    "elastix": Format("elastix", (".txt",), "one matrix, spline or displacement field"),
-    "fsl": Format("fsl", (".mat", ".txt", *NIFTI), "FLIRT matrix; FNIRT field", "fixed and moving"),
-    "freesurfer": Format("freesurfer", (".lta",), "one matrix"),
-    "afni": Format("afni", (".1d",), "one matrix", "fixed and moving, if oblique"),
-    "x5": Format("x5", (".x5",), "everything, as matrices and displacement fields (draft)"),
+    "itk": Format(
+        "itk", (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm"), "everything; .mat one matrix (ANTs)", "LPS mm"
+    ),
+    "itk-field": Format("itk_field", (*NIFTI, ".nrrd", ".mha", ".mhd"), "one displacement field (ANTs Warp)", "LPS mm"),
+    "learn2reg": Format(
+        "learn2reg", (".npz", ".npy", *NIFTI), "one displacement field", "voxels of both images", "fixed and moving"
+    ),
+    "niftyreg": Format("niftyreg", (".txt", *NIFTI), "one matrix; one displacement field or spline", "RAS mm"),
+    "elastix": Format("elastix", (".txt",), "one matrix, spline or displacement field", "LPS mm"),
+    "fsl": Format("fsl", (".mat", ".txt", *NIFTI), "FLIRT matrix; FNIRT field", "FSL mm", "fixed and moving"),
+    "freesurfer": Format("freesurfer", (".lta",), "one matrix", "RAS mm, moving to fixed"),
+    "afni": Format("afni", (".1d",), "one matrix", "LPS mm", "fixed and moving, if oblique"),
+    "x5": Format("x5", (".x5",), "everything, as matrices and displacement fields (draft)", "RAS mm"),
 }
 """Every format by name. Detection: by suffix, and by content where a suffix is shared (:func:`detect_format`)."""
 
