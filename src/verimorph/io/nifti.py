@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import warnings
 import zlib
 from collections.abc import Callable
@@ -30,9 +32,7 @@ def read(path: Path, *, volume: int | None = None) -> Image:
     try:
         found = nib.load(path, **({} if path.name.lower().endswith((".mgh", ".mgz")) else {"mmap": False}))
     except FileNotFoundError as error:  # of a pair one file can be missing
-        raise InputError(
-            f"{path}: its other file {error.filename} is missing; header and voxels must stand together"
-        ) from None
+        raise InputError(f"{path}: its other file {error.filename} is missing; keep pairs together") from None
     except (nib.spatialimages.HeaderDataError, *_DAMAGED) as error:
         raise InputError(f"{path}: not a readable image ({_short(error)}); check or copy the file again") from None
     return from_nibabel(found, volume=volume, name=path.name, where=str(path), path=path)
@@ -112,17 +112,28 @@ def _loader(
     image: Any, stored: np.dtype, select: tuple[Any, ...], plane: tuple[Any, ...], where: str
 ) -> tuple[Callable[[], np.ndarray], np.dtype]:
     """Return what loads the voxels, and the type that they will have."""
-    proxy = image.dataobj
+    proxy, file = image.dataobj, None
     slope, inter = getattr(proxy, "slope", 1.0), getattr(proxy, "inter", 0.0)
     scaled = (slope, inter) != (1.0, 0.0)
     if nib.is_proxy(proxy):
         # A proxy without scaling: its slices come in the stored type, and only the chosen volume is read.
         proxy = nib.arrayproxy.ArrayProxy(proxy.file_like, (proxy.shape, proxy.dtype, proxy.offset), mmap=False)
+        file = proxy.file_like if isinstance(proxy.file_like, str | os.PathLike) else None
     dtype = np.dtype(np.float32) if scaled else _native(stored)
+    volume_only = any(n > 1 for n in image.shape[3:])
 
     def load() -> np.ndarray:
         try:
-            voxels = np.asanyarray(proxy[select] if any(s != slice(None) for s in select) else proxy)
+            if volume_only:
+                voxels = np.asanyarray(proxy[select])
+            elif file is not None and str(file).lower().endswith((".gz", ".mgz")):
+                voxels = _read_compressed(proxy, file)[select]
+            else:
+                voxels = np.asanyarray(proxy)[select]
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{where}: the file of its voxels, {error.filename}, is missing; keep pairs together"
+            ) from None
         except _DAMAGED as error:
             raise InputError(f"{where}: is cut short or damaged ({_short(error)}); copy or download it again") from None
         voxels = voxels[plane].astype(_native(voxels.dtype), copy=False)
@@ -132,6 +143,14 @@ def _loader(
         return voxels
 
     return load, dtype
+
+
+def _read_compressed(proxy: Any, file: str | os.PathLike) -> np.ndarray:
+    """Read a whole gzip file; unlike a read of just the voxels this comes to its check sum and finds damage."""
+    with gzip.open(file, "rb") as opened:
+        content = bytearray(opened.read())  # writable, which torch asks of arrays it shares
+    count = int(np.prod(proxy.shape))
+    return np.frombuffer(content, proxy.dtype, count, proxy.offset).reshape(proxy.shape, order="F")
 
 
 def _affine(image: Any, where: str) -> np.ndarray:

@@ -12,9 +12,7 @@ from verimorph.errors import InputError
 from verimorph.grid import Grid
 
 
-def volume_grid(
-    shape: tuple[int, ...], affine: Float[ndarray, "4 4"], where: str
-) -> tuple[Grid, tuple[Any, ...]]:
+def volume_grid(shape: tuple[int, ...], affine: Float[ndarray, "4 4"], where: str) -> tuple[Grid, tuple[Any, ...]]:
     """Return the grid of a volume, 2-D if it is one slice, and the index that takes its voxels from the stored array.
 
     A slice (one axis of size 1, or only two axes) becomes a 2-D grid. Its world is the plane it lies in, with the two

@@ -270,7 +270,7 @@ def _parse_markups(content: str, file: Path) -> tuple[np.ndarray, list[str]]:
     """3D Slicer's markups schema 1: the control points that are defined, in the frame the list names."""
     try:
         lists = json.loads(content)["markups"]
-        one = lists[0] if len(lists) == 1 else None
+        one = lists[0] if len(lists) < 2 else None
     except (ValueError, KeyError, TypeError, IndexError):
         raise InputError(
             f"{file}: not a 3D Slicer markups file; export the point list from Slicer as .mrk.json"
