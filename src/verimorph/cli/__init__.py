@@ -6,6 +6,8 @@ application, or a function named after itself.
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -64,6 +66,8 @@ def load(name: str) -> Any:
         application.command(name)(getattr(module, name))
     command = typer.main.get_command(application)
     command.name = name
+    # Line breaks inside a paragraph of a docstring are for the source, not for a terminal of any width.
+    command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.help or ""))
     return command
 
 
