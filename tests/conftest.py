@@ -23,7 +23,9 @@ _UNCHECKED = {
 }
 
 if os.environ.get("VERIMORPH_CHECK_SHAPES", "1") != "0":
-    _hook = jaxtyping.install_import_hook("verimorph", "beartype.beartype").hook
+    # An int is good where a float is asked for, as in every static type checker.
+    _checker = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    _hook = jaxtyping.install_import_hook("verimorph", _checker).hook
     _hook.should_instrument = lambda name: name.partition(".")[0] == "verimorph" and name not in _UNCHECKED
 
 import hypothesis  # noqa: E402

@@ -147,7 +147,7 @@ def histogram_match(*, fixed: Voxels, moving: Voxels, levels: int = 1024, points
 def bias_correct(
     image: Voxels,
     *,
-    spacing: Sequence[float] | None = None,
+    spacing: Sequence[float] | np.ndarray | None = None,
     mask: np.ndarray | Tensor | None = None,
     shrink: int = 4,
     iterations: Sequence[int] = (50, 50, 50),
@@ -225,7 +225,7 @@ def _background_values(sample: np.ndarray) -> list[float]:
 def _subsample(values: Tensor) -> np.ndarray:
     """Return at most half a million of the values, in memory order, at a stride that no image axis divides."""
     flat = values.permute(sorted(range(values.ndim), key=lambda axis: -values.stride(axis))).flatten()
-    stride = math.ceil(flat.numel() / _SAMPLE)
+    stride = max(1, math.ceil(flat.numel() / _SAMPLE))
     while stride > 1 and math.gcd(stride, flat.numel()) > 1:
         stride += 1
     return flat[::stride].cpu().numpy()
@@ -242,7 +242,7 @@ def _like(values: Tensor, source: Any) -> Any:
     return values.to(source.device) if isinstance(source, Tensor) else values.numpy()
 
 
-def _itk(voxels: np.ndarray | Tensor, spacing: Sequence[float] | None = None) -> Any:
+def _itk(voxels: np.ndarray | Tensor, spacing: Sequence[float] | np.ndarray | None = None) -> Any:
     """Return a SimpleITK image of the voxels; leading axes of size 1 are dropped."""
     import SimpleITK as sitk
 
