@@ -277,7 +277,7 @@ def _score_honest(
     threads: int,
 ) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
     transform = inputs.transform(result, method)
-    inverse = identity(inputs.fixed_grid.ndim) if method == IDENTITY else None
+    inverse = None
     if result.inverse is not None:
         inverse = read_transform(result.inverse, fixed=inputs.moving_grid, moving=inputs.fixed_grid)
     # labels are moved here, by nearest neighbour, alike for every method; a method's own only count without a transform

@@ -1,0 +1,451 @@
+"""``verimorph evaluate``: measure how good results are, one pair or many, as a table, JSON and a page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from verimorph.cli.options import application, examples, flag, option
+from verimorph.cli.runtime import available_threads, choose, error_console, set_threads
+from verimorph.errors import InputError, OptionError
+
+if TYPE_CHECKING:
+    from verimorph.evaluate.cohort import Cohort
+    from verimorph.transform import Transform
+
+MODES = ("honest", "challenge")
+
+_PAIR = "One pair"
+_MANY = "Many pairs"
+_HOW = "How it is measured"
+_OUTPUT = "Output"
+
+app = application()
+
+
+@app.command(
+    epilog=examples(
+        ("Two label maps on one grid:", "verimorph evaluate -f fixed_labels.nii.gz -m moved_labels.nii.gz"),
+        ("What register wrote:", "verimorph evaluate out"),
+        (
+            "A transform, with landmarks:",
+            "verimorph evaluate -t transform.h5 --fixed-landmarks a.csv --moving-landmarks b.csv",
+        ),
+        (
+            "Two methods on many pairs:",
+            "verimorph evaluate --pairs pairs.csv ours=results/ours theirs=results/theirs -o scores",
+        ),
+        (
+            "A Learn2Reg submission, as the challenge scores it:",
+            "verimorph evaluate --pairs dataset.json submission --mode challenge -o scores",
+        ),
+    )
+)
+def evaluate(
+    results: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FOLDER|NAME=FOLDER",
+            help="What 'verimorph register' wrote; or, with --pairs, a folder with one result a pair for each method.",
+            show_default=False,
+        ),
+    ] = None,
+    fixed_labels: Annotated[
+        Path | None, option("-f", "--fixed-labels", value="FILE", text="Label map of the fixed image.", panel=_PAIR)
+    ] = None,
+    moved_labels: Annotated[
+        Path | None, option("-m", "--moved-labels", value="FILE", text="Moving labels after registration.", panel=_PAIR)
+    ] = None,
+    moving_labels: Annotated[
+        Path | None,
+        option("--moving-labels", value="FILE", text="The same before it; moved here if -t is given.", panel=_PAIR),
+    ] = None,
+    fixed_landmarks: Annotated[
+        str | None, option("--fixed-landmarks", value="FILE", text="CSV, FCSV or MRK.JSON.", panel=_PAIR)
+    ] = None,
+    moving_landmarks: Annotated[
+        str | None, option("--moving-landmarks", value="FILE", text="As many, in the same order.", panel=_PAIR)
+    ] = None,
+    transform: Annotated[
+        list[Path] | None,
+        option(
+            "-t",
+            "--transform",
+            value="FILE",
+            text="Fixed to moving. Several: a fixed point goes through the last one first, as in antsApplyTransforms.",
+            panel=_PAIR,
+        ),
+    ] = None,
+    inverse: Annotated[
+        list[Path] | None, option("--inverse", value="FILE", text="Moving to fixed, for consistency.", panel=_PAIR)
+    ] = None,
+    fixed: Annotated[
+        Path | None, option("--fixed", value="FILE", text="Fixed image: the grid of the Jacobian.", panel=_PAIR)
+    ] = None,
+    moving: Annotated[Path | None, option("--moving", value="FILE", text="Moving image.", panel=_PAIR)] = None,
+    mask: Annotated[
+        Path | None,
+        option("-x", "--mask", value="FILE", text="Where Jacobian and consistency are measured.", panel=_PAIR),
+    ] = None,
+    pairs: Annotated[
+        Path | None, option("--pairs", value="FILE", text="CSV of pairs, or a Learn2Reg dataset JSON.", panel=_MANY)
+    ] = None,
+    data: Annotated[
+        Path | None,
+        option("--data", value="FOLDER", text="Where its paths start; default: beside it.", panel=_MANY),
+    ] = None,
+    split: Annotated[
+        str | None, option("--split", value="NAME", text="Which list of the JSON, e.g. registration_val.", panel=_MANY)
+    ] = None,
+    no_identity: Annotated[
+        bool, flag("--no-identity", text="Leave out the row of the unregistered pairs.", panel=_MANY)
+    ] = False,
+    mode: Annotated[
+        str,
+        option(
+            "--mode",
+            value="NAME",
+            text="honest: mm, true log-Jacobian, true folding. challenge: Learn2Reg's numbers (with --pairs).",
+            panel=_HOW,
+        ),
+    ] = "honest",
+    labels: Annotated[
+        str | None, option("--labels", value="1,2,5-9", text="Only these labels; default: all but 0.", panel=_HOW)
+    ] = None,
+    label_names: Annotated[
+        Path | None,
+        option("--label-names", value="FILE", text="CSV: label, name. Others count as unknown.", panel=_HOW),
+    ] = None,
+    tolerance: Annotated[
+        float, option("--tolerance", value="MM", text="Tolerance of the surface Dice.", panel=_HOW)
+    ] = 1.0,
+    fast: Annotated[
+        bool, flag("--fast", text="No surface distances, no non-diffeomorphic volume.", panel=_HOW)
+    ] = False,
+    threads: Annotated[
+        int | None, option("-j", "--threads", value="N", text="Processor cores to use; default: all.", panel=_HOW)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        option("-o", "--output", value="FOLDER", text="CSV, JSON, HTML go here (--pairs).", panel=_OUTPUT),
+    ] = None,
+    json_file: Annotated[
+        str | None, option("--json", value="FILE|-", text="Everything as JSON; - prints it instead.", panel=_OUTPUT)
+    ] = None,
+    per_label: Annotated[bool, flag("--per-label", text="Print a line for every label.", panel=_OUTPUT)] = False,
+) -> None:
+    """Measure how good a registration is.
+
+    Overlap, surface distances and landmark errors in mm, folding, volume change, inverse consistency: whatever can be
+    measured with what is given. With --pairs: many pairs, one or several methods, compared by a paired test.
+    """
+    choose(mode, MODES, "--mode")
+    if tolerance <= 0:
+        raise OptionError(f"--tolerance is {tolerance}; give millimetres above 0")
+    set_threads(threads)
+    how = {
+        "labels": _label_list(labels),
+        "surface": not fast,
+        "non_diffeomorphic": not fast,
+        "threads": threads or available_threads(),
+    }
+    pair_files = (fixed_labels, moved_labels, moving_labels, fixed_landmarks, moving_landmarks, transform, inverse)
+    if pairs is not None:
+        if any(pair_files) or fixed or moving or mask:
+            raise OptionError("--pairs scores many pairs; give their files in the table, not as options")
+        _evaluate_many(
+            pairs, results or [], data, split, mode, label_names, tolerance, not no_identity, how, output, json_file
+        )
+        return
+    if mode != "honest":
+        raise OptionError("--mode challenge scores a list of pairs; give it with --pairs (one line is enough)")
+    if output is not None:
+        raise OptionError("-o is for --pairs; the numbers of one pair go to --json FILE")
+    given: dict[str, Any] = {
+        "fixed_labels": fixed_labels,
+        "moved_labels": moved_labels,
+        "moving_labels": moving_labels,
+        "fixed_landmarks": fixed_landmarks,
+        "moving_landmarks": moving_landmarks,
+        "transform": transform,
+        "inverse": inverse,
+        "fixed": fixed,
+        "moving": moving,
+        "mask": mask,
+    }
+    if results:
+        if len(results) > 1:
+            raise OptionError("several folders are compared with --pairs; one result folder is scored without it")
+        given = _from_result_folder(Path(results[0]), given)
+    _evaluate_pair(given, how, tolerance, label_names, json_file, per_label)
+
+
+def _evaluate_pair(
+    given: dict[str, Any],
+    how: dict[str, Any],
+    tolerance: float,
+    label_names: Path | None,
+    json_file: str | None,
+    per_label: bool,
+) -> None:
+    from verimorph.evaluate.score import score
+    from verimorph.io import as_points, read_image
+
+    for one, other in (("fixed_landmarks", "moving_landmarks"), ("moving_landmarks", "fixed_landmarks")):
+        if given[one] is not None and given[other] is None:
+            raise OptionError(f"landmarks need a partner list: --{other.replace('_', '-')} is missing")
+    if not any(given[k] is not None for k in ("fixed_labels", "fixed_landmarks", "transform")):
+        raise OptionError(
+            "nothing to measure; give a result folder, -f and -m label maps, -t a transform, or landmarks "
+            "(see 'verimorph evaluate --help')"
+        )
+    if given["fixed_labels"] is None and (given["moved_labels"] or given["moving_labels"]):
+        raise OptionError("labels of the moving image need those of the fixed one to compare with; give -f")
+    if given["fixed_labels"] is not None and not (given["moved_labels"] or given["moving_labels"]):
+        raise OptionError("-f needs something to compare with; give -m moved labels, or --moving-labels and -t")
+    if given["moving_labels"] and not given["moved_labels"] and not given["transform"]:
+        raise OptionError("--moving-labels are labels before registration; give -t to move them, or -m moved labels")
+    images = {
+        name: None if given[name] is None else read_image(given[name])
+        for name in ("fixed_labels", "moved_labels", "moving_labels", "fixed", "moving", "mask", "jacobian")
+        if name in given
+    }
+    points = [
+        None if given[f"{side}_landmarks"] is None else as_points(given[f"{side}_landmarks"], columns=side)
+        for side in ("fixed", "moving")
+    ]
+    fixed_image = images["fixed"] or images["fixed_labels"] or images["moved_labels"]
+    moving_image = images["moving"] or images["moving_labels"]
+    grids = {"fixed": fixed_image, "moving": moving_image}
+    forward = _read_chain(given["transform"], **grids)
+    backward = _read_chain(given["inverse"], fixed=moving_image, moving=fixed_image)
+    if images["mask"] is not None:
+        from verimorph.io.validate import check_mask
+
+        if fixed_image is None:
+            raise OptionError("-x needs the image it belongs to; give --fixed or -f")
+        check_mask(images["mask"], fixed_image, "mask")
+    metrics = score(
+        fixed_labels=images["fixed_labels"],
+        moved_labels=images["moved_labels"],
+        moving_labels=images["moving_labels"],
+        fixed_landmarks=points[0],
+        moving_landmarks=points[1],
+        transform=forward,
+        inverse=backward,
+        fixed_grid=None if fixed_image is None else fixed_image.grid,
+        moving_grid=None if moving_image is None else moving_image.grid,
+        jacobian=images.get("jacobian"),
+        mask=images["mask"],
+        surface_dice_tolerance_mm=tolerance,
+        **how,
+    )
+    if json_file != "-":
+        from verimorph.cli.evaluate_tables import print_pair
+
+        print_pair(metrics, names=_read_names(label_names), per_label=per_label)
+    _write_json(metrics, json_file)
+
+
+def _evaluate_many(
+    pairs: Path,
+    results: list[str],
+    data: Path | None,
+    split: str | None,
+    mode: str,
+    label_names: Path | None,
+    tolerance: float,
+    with_identity: bool,
+    how: dict[str, Any],
+    output: Path | None,
+    json_file: str | None,
+) -> None:
+    from dataclasses import replace
+
+    from verimorph.evaluate.cases import read_task
+    from verimorph.evaluate.cohort import evaluate_cohort
+    from verimorph.evaluate.output import as_document, write_cohort
+    from verimorph.io.safe import require_writable
+
+    if not results and not with_identity:
+        raise OptionError("nothing to score; give a folder of results, or leave out --no-identity")
+    task = read_task(pairs, data=data, split=split)
+    if how["labels"] is not None:
+        task = replace(task, labels=tuple(how["labels"]))
+    methods = _methods(results)
+    if output is not None:
+        require_writable(output)
+    total = len(task.cases) * (len(methods) + with_identity)
+    with _Counter(total) as counter:
+        cohort = evaluate_cohort(
+            task,
+            methods,
+            mode=mode,
+            with_identity=with_identity,
+            label_names=_read_names(label_names),
+            surface=how["surface"],
+            non_diffeomorphic=how["non_diffeomorphic"],
+            tolerance_mm=tolerance,
+            threads=how["threads"],
+            progress=counter,
+        )
+    if output is not None:
+        write_cohort(cohort, output)
+    if json_file != "-":
+        from verimorph.cli.evaluate_tables import print_cohort
+
+        print_cohort(cohort, output)
+    _write_json(as_document(cohort), json_file)
+    _require_some(cohort)
+
+
+class _Counter:
+    """A progress line on standard error while pairs are scored; silent where that is not a terminal."""
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=error_console(), transient=True, disable=not sys.stderr.isatty())
+        self._line = self._bar.add_task("scoring", total=total)
+        self._begun = False
+
+    def __enter__(self) -> _Counter:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, method: str, case: str) -> None:
+        self._bar.update(self._line, advance=int(self._begun), description=f"{case}, {method}")
+        self._begun = True
+
+
+def _require_some(cohort: Cohort) -> None:
+    """Fail loudly when not a single result could be scored: the folder or the table is the wrong one."""
+    for method in cohort.folders:
+        if not any(row["status"] == "ok" for row in cohort.rows if row["method"] == method):
+            raise InputError(
+                f"{cohort.folders[method]}: not one of the {len(cohort.cases)} pairs has a usable result there; "
+                f"expected e.g. {cohort.cases[0]}/transform.h5 or {cohort.cases[0]}.h5"
+            )
+
+
+def _from_result_folder(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what ``verimorph register`` wrote to a folder; options given beside it win."""
+    import json
+
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give what 'verimorph register' wrote with -o")
+    found = dict(given)
+    for key, names in (("transform", ("transform.h5",)), ("inverse", ("inverse.h5",))):
+        file = next((folder / name for name in names if (folder / name).is_file()), None)
+        if found[key] is None and file is not None:
+            found[key] = [file]
+    if found["moved_labels"] is None:
+        found["moved_labels"] = next(iter(sorted(folder.glob("moved_labels.*"))), None)
+    if given["transform"] is None and given["fixed"] is None and (folder / "jacobian.nii.gz").is_file():
+        found["jacobian"] = folder / "jacobian.nii.gz"
+    if found["transform"] is None and found["moved_labels"] is None:
+        raise InputError(f"{folder}: has neither transform.h5 nor moved_labels; give what 'verimorph register' wrote")
+    if (folder / "provenance.json").is_file():
+        try:
+            inputs = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("inputs", {})
+        except (ValueError, AttributeError):
+            raise InputError(f"{folder / 'provenance.json'}: is damaged; register again, or name the files") from None
+        for role in ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks"):
+            entry = inputs.get(role)
+            path = entry.get("path") if isinstance(entry, dict) else entry
+            if found[role] is None and isinstance(path, str) and Path(path.partition("::")[0]).exists():
+                found[role] = Path(path)
+    if found["fixed_labels"] is None and found["moved_labels"] is not None and given["moved_labels"] is None:
+        found["moved_labels"] = None  # nothing to compare them with; the transform is scored all the same
+    if found["fixed_labels"] is None:
+        found["moving_labels"] = None
+    if found["fixed"] is None and "jacobian" in found:
+        found["fixed"] = found["jacobian"]
+    if (found["fixed_landmarks"] is None) != (found["moving_landmarks"] is None):
+        found["fixed_landmarks"] = found["moving_landmarks"] = None
+    return found
+
+
+def _read_chain(paths: list[Path] | None, *, fixed: Any, moving: Any) -> Transform | None:
+    """Read transforms and compose them; a point goes through the last of the list first."""
+    if not paths:
+        return None
+    from verimorph.io import read_transform
+
+    parts = [read_transform(path, fixed=fixed, moving=moving) for path in reversed(paths)]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole.then(part)
+    return whole
+
+
+def _methods(results: list[str]) -> dict[str, Path]:
+    """Read ``NAME=FOLDER`` or ``FOLDER`` (called after its last part).
+
+    >>> list(_methods(["ours=results/a", "results/b"]))
+    ['ours', 'b']
+    """
+    methods: dict[str, Path] = {}
+    for text in results:
+        name, sign, folder = text.partition("=")
+        if not sign or Path(text).is_dir():
+            name, folder = Path(text).resolve().name, text
+        if name in methods:
+            raise OptionError(f"two methods are called '{name}'; name them: {name}={methods[name]} other={folder}")
+        methods[name] = Path(folder)
+    return methods
+
+
+def _label_list(text: str | None) -> list[int] | None:
+    """Read labels and ranges of labels.
+
+    >>> _label_list("1,2,5-7")
+    [1, 2, 5, 6, 7]
+    """
+    if text is None:
+        return None
+    labels: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.strip().partition("-")
+        if not low.isdigit() or (high and not high.isdigit()) or int(high or low) < int(low):
+            raise OptionError(f"--labels is '{text}'; give whole numbers and ranges, e.g. 1,2,5-9")
+        labels += range(int(low), int(high or low) + 1)
+    return labels
+
+
+def _read_names(path: Path | None) -> dict[int, str] | None:
+    """Read a table of labels: first column (or ``label``) the number, second (or ``name``) the name."""
+    if path is None:
+        return None
+    import csv
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a CSV with the columns label and name")
+    with path.open(encoding="utf-8-sig", newline="") as opened:
+        rows = [row for row in csv.reader(opened) if row and row[0].strip()]
+    names = {
+        int(row[0]): (row[1].strip() if len(row) > 1 else "") for row in rows if row[0].strip().lstrip("-").isdigit()
+    }
+    if not names:
+        raise InputError(f"{path}: has no line that starts with a label number; its columns are to be label, name")
+    return names
+
+
+def _write_json(document: dict[str, Any], json_file: str | None) -> None:
+    if json_file is None:
+        return
+    if json_file == "-":
+        import json
+
+        print(json.dumps(document, indent=1))
+        return
+    from verimorph.evaluate.output import write_json
+
+    write_json(document, json_file)
