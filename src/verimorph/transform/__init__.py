@@ -20,7 +20,6 @@ __all__ = [
     "Composite",
     "Decomposition",
     "DisplacementField",
-    "Interpolation",
     "NumericalInverse",
     "Spline",
     "Transform",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from numpy import ndarray
@@ -10,8 +10,6 @@ from torch import Tensor
 
 from verimorph.grid import Grid
 from verimorph.image import Image
-
-Interpolation = Literal["linear", "nearest", "cubic", "labels"]
 
 
 @runtime_checkable

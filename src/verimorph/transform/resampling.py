@@ -18,7 +18,7 @@ from verimorph.transform.protocol import Transform
 from verimorph.transform.slabs import slab_index, slabs, world_points
 from verimorph.transform.voting import inside, read_nearest, read_vote
 
-INTERPOLATIONS: tuple[Interpolation, ...] = ("linear", "nearest", "cubic", "labels")
+INTERPOLATIONS = ("linear", "nearest", "cubic", "labels")
 
 
 def resample(
