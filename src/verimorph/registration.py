@@ -1,0 +1,598 @@
+"""The public function: register one image to another, and what comes of it.
+
+This room chooses and checks; the stages are in ``pipeline.py``, the numerics below it. The report is imported only when
+asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from verimorph import pipeline
+from verimorph.errors import InputError, OptionError, VerimorphWarning
+from verimorph.evaluate.score import score
+from verimorph.field import Inversion
+from verimorph.field.backend import set_threads
+from verimorph.grid import Grid
+from verimorph.image import Image
+from verimorph.io import Points, as_image, read_transform, validate, write_image, write_points, write_transform
+from verimorph.io.points import as_points
+from verimorph.io.safe import require_free_space, writing_folder
+from verimorph.planning import Plan, Work, require_memory
+from verimorph.prepare import default_background
+from verimorph.solve.initialise import STARTS
+from verimorph.solve.progress import Event, Step
+from verimorph.solve.pyramid import level_shape
+from verimorph.solve.schedule import linear_levels
+from verimorph.transform import Affine, Composite, DisplacementField, Transform
+
+
+@dataclass
+class Registration:
+    """A finished registration: everything in memory, nothing on disk until :meth:`save`.
+
+    Attributes
+    ----------
+    fixed, moving
+        The images as given.
+    transform
+        Maps world points of the fixed image to world points of the moving image: what resampling the moving image
+        needs. A field on the fixed grid that acts first (deformable only), then a linear map.
+    inverse
+        Moving to fixed: the inverse linear map, then the inverse field on the fixed grid.
+    initial
+        Where the optimisation started (linear).
+    history
+        One entry for every evaluation of the objective.
+    timings
+        Seconds of each part.
+    settings
+        Everything that decided the result, resolved.
+    truth
+        The known transform, in demonstrations with synthetic deformations.
+
+    Examples
+    --------
+    >>> result = register(fixed="fixed.nii.gz", moving="moving.nii.gz")  # doctest: +SKIP
+    >>> result.save("out")  # doctest: +SKIP
+    """
+
+    fixed: Image
+    moving: Image
+    transform: Transform
+    inverse: Transform
+    initial: Transform
+    settings: dict[str, Any]
+    history: list[Step] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    peak_memory_mb: float = 0.0
+    inversion: Inversion | None = None
+    fixed_mask: Image | None = None
+    moving_mask: Image | None = None
+    fixed_labels: Image | None = None
+    moving_labels: Image | None = None
+    fixed_landmarks: Points | None = None
+    moving_landmarks: Points | None = None
+    truth: Transform | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def moved(self) -> Image:
+        """The moving image on the fixed grid: linear interpolation, one for the whole transform, type kept."""
+        background = default_background(self.moving)
+        return self.transform.resample(self.moving, self.fixed.grid, interpolation="linear", background=background)
+
+    @cached_property
+    def moved_back(self) -> Image:
+        """The fixed image carried into moving space."""
+        background = default_background(self.fixed)
+        return self.inverse.resample(self.fixed, self.moving.grid, interpolation="linear", background=background)
+
+    @cached_property
+    def moved_labels(self) -> Image | None:
+        """The moving labels on the fixed grid, nearest neighbour, ids and type kept."""
+        if self.moving_labels is None:
+            return None
+        return self.transform.resample(self.moving_labels, self.fixed.grid, interpolation="nearest")
+
+    @cached_property
+    def moved_landmarks(self) -> Points | None:
+        """The moving landmarks carried into fixed space (by the inverse: points travel against images)."""
+        if self.moving_landmarks is None:
+            return None
+        return self.moving_landmarks.with_coordinates(self.inverse.map_points(self.moving_landmarks.coordinates))
+
+    @cached_property
+    def jacobian(self) -> Image:
+        """Jacobian determinant of the whole transform on the fixed grid: local volume change, below 0 a fold."""
+        values = self.transform.jacobian_determinant(self.fixed.grid)[0].cpu().numpy().astype(np.float32)
+        return Image.from_array(values, self.fixed.grid, name="jacobian")
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Measured facts, JSON-able: overlap and landmark errors where given, folding, inverse consistency."""
+        found = score(
+            fixed_labels=self.fixed_labels,
+            moved_labels=self.moved_labels,
+            moving_labels=self.moving_labels,
+            fixed_landmarks=self.fixed_landmarks,
+            moving_landmarks=self.moving_landmarks,
+            transform=self.transform,
+            inverse=self.inverse,
+            initial=self.initial,
+            fixed_grid=self.fixed.grid,
+            moving_grid=self.moving.grid,
+            jacobian=self.jacobian,
+            surface=False,
+            non_diffeomorphic=False,
+        )
+        found["displacement_mm"] = _displacement_summary(self.transform, self.fixed.grid)
+        if self.inversion is not None:
+            found["inverse_residual_voxels"] = {
+                "mean": self.inversion.mean_residual,
+                "max": self.inversion.max_residual,
+            }
+        if self.history:
+            last = self.history[-1]
+            same = [step.value for step in self.history if (step.stage, step.level) == (last.stage, last.level)]
+            found["objective"] = {"stage": last.stage, "level": last.level, "first": same[0], "last": same[-1]}
+        found["calibrated"] = False
+        return found
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Inputs with hashes, settings, versions, timings, seed, peak memory."""
+        from verimorph import __version__
+        from verimorph.field.backend import kernels_in_use
+
+        inputs = {
+            "fixed": self.fixed,
+            "moving": self.moving,
+            "fixed_mask": self.fixed_mask,
+            "moving_mask": self.moving_mask,
+            "fixed_labels": self.fixed_labels,
+            "moving_labels": self.moving_labels,
+        }
+        return {
+            "verimorph": __version__,
+            "inputs": {name: _fingerprint(image) for name, image in inputs.items() if image is not None},
+            "settings": self.settings,
+            "seed": self.settings["seed"],
+            "timings_seconds": {name: round(seconds, 3) for name, seconds in self.timings.items()},
+            "peak_memory_mb": round(self.peak_memory_mb, 1),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+            "kernels": kernels_in_use(),
+            "platform": platform.platform(terse=True),
+            "warnings": self.warnings,
+        }
+
+    def save(
+        self,
+        folder: str | PathLike,
+        *,
+        style: str = "verimorph",
+        both: bool = False,
+        report: bool = True,
+    ) -> Path:
+        """Write everything to a folder; all files appear together at the end, or none.
+
+        Parameters
+        ----------
+        folder
+            Made if missing. Files of the same name are replaced.
+        style
+            ``verimorph``, or ``ants``: also ``ants_0GenericAffine.mat``, ``ants_1Warp.nii.gz``,
+            ``ants_1InverseWarp.nii.gz``, ``ants_Warped.nii.gz`` as ANTs names and means them.
+        both
+            Also write the fixed image carried into moving space.
+        report
+            Also write ``report.html``.
+
+        Raises
+        ------
+        InputError, ResourceError
+            If the folder cannot be written to, or the disk is full.
+        """
+        if style not in ("verimorph", "ants"):
+            raise OptionError(f"unknown output style '{style}'; known: verimorph, ants")
+        require_free_space(folder, 24 * self.fixed.grid.size + (1 << 22))
+        with writing_folder(folder) as out:
+            clock = pipeline.Clock()
+            with clock("write"):
+                write_image(self.moved, out / "moved.nii.gz")
+                write_image(self.jacobian, out / "jacobian.nii.gz")
+                write_transform(self.transform, out / "transform.h5")
+                write_transform(self.inverse, out / "inverse.h5")
+                if self.moved_labels is not None:
+                    write_image(self.moved_labels, out / "moved_labels.nii.gz")
+                if self.moved_landmarks is not None:
+                    write_points(self.moved_landmarks, out / "moved_landmarks.csv")
+                if both:
+                    write_image(self.moved_back, out / "fixed_in_moving_space.nii.gz")
+                if style == "ants":
+                    self._write_ants_files(out)
+            with clock("metrics"):
+                _write_json(self.metrics, out / "metrics.json")
+            if report:
+                with clock("report"):
+                    self.report(out / "report.html")
+            self.timings.update(clock.seconds)
+            self.peak_memory_mb = max(self.peak_memory_mb, pipeline.peak_memory_mb())
+            self.__dict__.pop("provenance", None)
+            _write_json(self.provenance, out / "provenance.json")
+        return Path(folder)
+
+    def _write_ants_files(self, out: Path) -> None:
+        linear = next(part for part in _parts(self.transform) if isinstance(part, Affine))
+        write_transform(linear, out / "ants_0GenericAffine.mat")
+        for transform, name in ((self.transform, "ants_1Warp.nii.gz"), (self.inverse, "ants_1InverseWarp.nii.gz")):
+            dense = next((part for part in _parts(transform) if isinstance(part, DisplacementField)), None)
+            if dense is not None:
+                write_transform(dense, out / name)
+        write_image(self.moved, out / "ants_Warped.nii.gz")
+
+    def report(self, file: str | PathLike) -> Path:
+        """Write the page that shows this registration: one self-contained HTML file."""
+        from verimorph.report import write_report
+
+        return write_report(self, file)
+
+
+def register(
+    *,
+    fixed: Any,
+    moving: Any,
+    transform: str = "deformable",
+    fixed_mask: Any = None,
+    moving_mask: Any = None,
+    fixed_labels: Any = None,
+    moving_labels: Any = None,
+    fixed_landmarks: Any = None,
+    moving_landmarks: Any = None,
+    initial: Any = "auto",
+    stages: Sequence[str] | None = None,
+    restrict: Sequence[bool] | None = None,
+    similarity: str = "auto",
+    regularity: str | None = None,
+    symmetric: bool | None = None,
+    quality: str = "balanced",
+    levels: Sequence[int] | None = None,
+    iterations: Sequence[int] | None = None,
+    winsorise: tuple[float, float] | None = (0.005, 0.995),
+    histogram_matching: bool = False,
+    bias_correction: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Callable[[Event], None] | None = None,
+) -> Registration:
+    """Align a moving image to a fixed one; no training, any pair.
+
+    Parameters
+    ----------
+    fixed, moving
+        Paths, :class:`~verimorph.Image`, nibabel or SimpleITK images, or ``(array, affine)`` with a RAS+ mm affine. Both
+        2-D or both 3-D.
+    transform
+        ``rigid``, ``similarity``, ``affine`` or ``deformable`` (diffeomorphic, after the affine).
+    fixed_mask, moving_mask
+        Compare only where these are not 0.
+    fixed_labels, moving_labels, fixed_landmarks, moving_landmarks
+        For scoring, never for fitting (but ``initial="landmarks"`` starts from the landmarks).
+    initial
+        ``auto`` (several starts, the best wins), ``header`` or ``identity``, ``centre``, ``centre-of-mass``,
+        ``moments``, ``search``, ``landmarks``, a transform or a transform file.
+    stages
+        Only these of ``rigid``, ``similarity``, ``affine``, ``deformable``.
+    restrict
+        One truth value an axis of the fixed image; False freezes it.
+    similarity
+        ``auto`` (``lncc``), ``lncc``, ``mi``, ``mse``, ``mind``; with settings ``lncc:radius=4``; sums with ``+``.
+    regularity
+        A penalty on the field besides the smoothing, such as ``diffusion:weight=0.1``.
+    symmetric
+        Treat both images alike in the deformable stage (about three times the work).
+    quality
+        ``fast``, ``balanced`` or ``best``.
+    levels, iterations
+        Shrink factors of the deformable stage, coarse first, and iterations at each.
+    winsorise
+        Quantiles at which intensities are cut; None leaves them.
+    histogram_matching, bias_correction
+        Match the moving histogram to the fixed one; correct slow intensity changes (N4) first.
+    device
+        ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    threads
+        CPU threads; default: as set for torch.
+    seed
+        Same seed, machine and threads: the same bits.
+    progress
+        Called with an :class:`~verimorph.solve.Event` after every evaluation.
+
+    Returns
+    -------
+    Registration
+
+    Raises
+    ------
+    VerimorphError
+        For input that cannot be used and options that are not known; the message says what to do.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", VerimorphWarning)
+        clock = pipeline.Clock()
+        with clock("read"):
+            given = _Inputs.read(
+                fixed=fixed,
+                moving=moving,
+                fixed_mask=fixed_mask,
+                moving_mask=moving_mask,
+                fixed_labels=fixed_labels,
+                moving_labels=moving_labels,
+                fixed_landmarks=fixed_landmarks,
+                moving_landmarks=moving_landmarks,
+            )
+            recipe, start = _resolve(
+                given,
+                initial,
+                transform=transform,
+                stages=stages,
+                similarity=similarity,
+                quality=quality,
+                levels=levels,
+                iterations=iterations,
+                symmetric=symmetric,
+                winsorise=winsorise,
+                histogram_matching=histogram_matching,
+                bias_correction=bias_correction,
+                regularity=regularity,
+                restrict=restrict,
+                device=device,
+                seed=seed,
+            )
+            if threads is not None:
+                set_threads(threads)
+            require_memory(_plan(given, recipe))
+        with clock("prepare"):
+            first, second = pipeline.prepare_pair(
+                fixed=given.fixed,
+                moving=given.moving,
+                fixed_mask=given.fixed_mask,
+                moving_mask=given.moving_mask,
+                recipe=recipe,
+            )
+        found = pipeline.run(fixed=first, moving=second, recipe=recipe, start=start, watcher=progress)
+        del first, second
+        result = _assemble(given, recipe, found, clock.seconds)
+    result.warnings = list(dict.fromkeys(str(w.message) for w in caught))
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return result
+
+
+def plan(*, threads: int | None = None, **request: Any) -> Plan:
+    """Return what :func:`register` would do with the same arguments, how long it would take and what it needs.
+
+    Nothing is computed but what the headers tell (and the voxel checks of the inputs).
+    """
+    request.pop("progress", None)
+    names = set(_Inputs.__dataclass_fields__)
+    given = _Inputs.read(**{name: request.pop(name, None) for name in names})
+    recipe, _ = _resolve(given, request.pop("initial", "auto"), **request)
+    return _plan(given, recipe, threads)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Everything a registration is given, read and checked."""
+
+    fixed: Image
+    moving: Image
+    fixed_mask: Image | None
+    moving_mask: Image | None
+    fixed_labels: Image | None
+    moving_labels: Image | None
+    fixed_landmarks: Points | None
+    moving_landmarks: Points | None
+
+    @classmethod
+    def read(cls, *, fixed: Any, moving: Any, **more: Any) -> _Inputs:
+        """Read and check; every refusal is one line that says what to do."""
+        images = {"fixed": as_image(fixed), "moving": as_image(moving)}
+        for role in ("fixed_mask", "moving_mask", "fixed_labels", "moving_labels"):
+            images[role] = None if more[role] is None else as_image(more[role])
+        points = {}
+        for side in ("fixed", "moving"):
+            role = f"{side}_landmarks"
+            points[role] = None if more[role] is None else as_points(more[role], columns=side)
+        given = cls(**images, **points)
+        validate.check_pair(given.fixed, given.moving)
+        for side in ("fixed", "moving"):
+            image, mask, labels = (getattr(given, name) for name in (side, f"{side}_mask", f"{side}_labels"))
+            if mask is not None:
+                validate.check_mask(mask, image, f"{side} mask")
+            if labels is not None:
+                validate.check_labels(labels, image, f"{side} labels")
+        if (given.fixed_landmarks is None) != (given.moving_landmarks is None):
+            missing = "moving" if given.moving_landmarks is None else "fixed"
+            raise InputError(f"landmarks were given for one image only; give {missing} landmarks as well, or neither")
+        if given.fixed_landmarks is not None and given.moving_landmarks is not None:
+            validate.check_landmarks(
+                given.fixed_landmarks, given.moving_landmarks, fixed=given.fixed, moving=given.moving
+            )
+        return given
+
+
+def _resolve(given: _Inputs, initial: Any, **request: Any) -> tuple[pipeline.Recipe, np.ndarray | None]:
+    """Return the recipe and, where it does not have to be sought, the matrix to start from."""
+    ndim = given.fixed.grid.ndim
+    request.pop("threads", None)
+    restrict = request.get("restrict")
+    if restrict is not None and len(restrict) != ndim:
+        raise OptionError(f"restrict has {len(restrict)} entries for a {ndim}-D image; give one an axis")
+    name, start = _start(given, initial)
+    recipe = pipeline.make_recipe(initial=name, **request)
+    _check_device(recipe.device)
+    if start is None and not validate.check_overlap(given.fixed, given.moving):
+        warnings.warn(
+            VerimorphWarning(
+                "the images do not overlap in the world (their headers place them apart); starting from their centres"
+            ),
+            stacklevel=3,
+        )
+        # A start by the header would compare nothing with nothing.
+        if name in ("header", "identity"):
+            recipe = pipeline.make_recipe(initial="centre", **request)
+    return recipe, start
+
+
+def _start(given: _Inputs, initial: Any) -> tuple[str, np.ndarray | None]:
+    ndim = given.fixed.grid.ndim
+    if isinstance(initial, str) and initial in STARTS:
+        return initial, None
+    if isinstance(initial, str) and initial == "landmarks":
+        if given.fixed_landmarks is None or given.moving_landmarks is None:
+            raise OptionError("a start from landmarks needs landmarks of both images")
+        return initial, _rigid_fit(given.fixed_landmarks.coordinates, given.moving_landmarks.coordinates)
+    if isinstance(initial, str | PathLike):
+        path = Path(initial)
+        if not path.exists():
+            raise OptionError(
+                f"start '{initial}' is neither a known start ({', '.join((*STARTS, 'landmarks'))}) nor a file"
+            )
+        initial = read_transform(path, fixed=given.fixed.grid, moving=given.moving.grid)
+    if isinstance(initial, np.ndarray):
+        initial = Affine(initial)
+    if not isinstance(initial, Transform):
+        raise OptionError(f"a start is a name, a transform file or a transform, not {type(initial).__name__}")
+    if initial.ndim != ndim:
+        raise InputError(f"the transform to start from is {initial.ndim}-D, the images are {ndim}-D")
+    if not isinstance(initial, Affine):
+        linear = [part for part in _parts(initial) if isinstance(part, Affine)]
+        warnings.warn(
+            VerimorphWarning(
+                f"the transform to start from is {initial.kind}: its linear part is used, its field is not"
+            ),
+            stacklevel=4,
+        )
+        matrix = np.eye(ndim + 1)
+        for part in linear:
+            matrix = part.matrix @ matrix
+        return "file", matrix
+    return "file", np.array(initial.matrix)
+
+
+def _rigid_fit(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
+    """Least-squares rotation and translation from fixed to moving points (Kabsch 1976)."""
+    centre_fixed, centre_moving = fixed.mean(0), moving.mean(0)
+    u, _, vt = np.linalg.svd((fixed - centre_fixed).T @ (moving - centre_moving))
+    turn = np.diag([1.0] * (fixed.shape[1] - 1) + [np.sign(np.linalg.det(vt.T @ u.T))])
+    rotation = vt.T @ turn @ u.T
+    matrix = np.eye(fixed.shape[1] + 1)
+    matrix[:-1, :-1], matrix[:-1, -1] = rotation, centre_moving - rotation @ centre_fixed
+    return matrix
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise OptionError(f"device '{device}' is not available here; 'verimorph doctor' lists what is") from None
+
+
+def _plan(given: _Inputs, recipe: pipeline.Recipe, threads: int | None = None) -> Plan:
+    grid = given.fixed.grid
+    steps = linear_levels(grid, given.moving.grid, final=not recipe.deforms)
+    work = []
+    for kind in recipe.linear_kinds:
+        for step in steps if kind == recipe.linear_kinds[-1] else steps[:1]:
+            work.append(Work(kind, step.shrink, step.iterations, step.shape))
+    if recipe.deforms:
+        finest = float(grid.spacing.min())
+        for shrink, count in zip(recipe.levels, recipe.iterations, strict=True):
+            work.append(Work("deformable", shrink, count, level_shape(grid, shrink * finest)))
+    return Plan(grid, given.moving.grid, tuple(work), threads or torch.get_num_threads())
+
+
+def _assemble(
+    given: _Inputs, recipe: pipeline.Recipe, found: pipeline.Outcome, timings: dict[str, float]
+) -> Registration:
+    grid = given.fixed.grid
+    linear = Affine(found.linear)
+    forward, backward, inversion = linear, linear.inverse(), None
+    if found.field is not None:
+        displacement, inversion = found.field.displacement.cpu(), found.field.inverse
+        inverse_displacement = inversion.displacement.cpu()
+        forward = Composite([DisplacementField(grid, displacement, inverse_displacement), linear])
+        backward = Composite([linear.inverse(), DisplacementField(grid, inverse_displacement, displacement)])
+    settings = pipeline.describe(recipe) | {"started_from": found.start_name, "threads": torch.get_num_threads()}
+    return Registration(
+        **{name: getattr(given, name) for name in _Inputs.__dataclass_fields__},
+        transform=forward,
+        inverse=backward,
+        initial=Affine(found.start),
+        settings=settings,
+        history=found.history,
+        timings=timings | found.timings,
+        peak_memory_mb=pipeline.peak_memory_mb(),
+        inversion=inversion,
+    )
+
+
+def _parts(transform: Transform) -> list[Transform]:
+    return list(transform.parts) if isinstance(transform, Composite) else [transform]
+
+
+def _displacement_summary(transform: Transform, grid: Grid) -> dict[str, float]:
+    """Mean, 95th percentile and largest distance between where a fixed point is and where it is sent, mm."""
+    steps = [max(1, math.ceil(n / 48)) for n in grid.shape]
+    axes = [np.arange(0, n, step) for n, step in zip(grid.shape, steps, strict=True)]
+    points = grid.index_to_world(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, grid.ndim))
+    length = np.linalg.norm(transform.map_points(points) - points, axis=1)
+    return {
+        "mean": float(length.mean()),
+        "p95": float(np.percentile(length, 95)),
+        "max": float(length.max()),
+    }
+
+
+def _fingerprint(image: Image) -> dict[str, Any]:
+    """Name, geometry and SHA-256: of the file where there is one, else of the voxels."""
+    digest = hashlib.sha256()
+    if image.path is not None and Path(image.path).is_file():
+        with open(image.path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        of = "file"
+    else:
+        digest.update(np.ascontiguousarray(image.array).tobytes())
+        of = "voxels"
+    return {
+        "name": image.name,
+        "path": None if image.path is None else str(image.path),
+        "shape": list(image.grid.shape),
+        "spacing_mm": [round(float(s), 6) for s in image.grid.spacing],
+        "sha256": digest.hexdigest(),
+        "sha256_of": of,
+    }
+
+
+def _write_json(values: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,157 @@
+"""Where to start: candidates, a short rigid descent of each on a coarse copy, the best one wins.
+
+The tools that "just work" do this; those that trust one guess lose the pairs where it is wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from verimorph.errors import OptionError, nearest
+from verimorph.solve.linear import LinearObjective, centre_of_mass, principal_axes, solve_linear
+from verimorph.solve.measure import Measure
+from verimorph.solve.progress import Recorder
+from verimorph.solve.pyramid import Level
+
+STARTS = ("auto", "header", "identity", "centre", "centre-of-mass", "moments", "search")
+
+# A start turned by 45 degrees or more from the header must beat the best upright one by this part of its value: bodies
+# have symmetries (left and right, front and back of a limb) that a coarse copy cannot tell apart.
+_TURN_MARGIN = 0.08
+
+
+def find_start(
+    method: str,
+    *,
+    level: Level,
+    measure: Measure,
+    free_axes: Sequence[bool] | None = None,
+    recorder: Recorder | None = None,
+) -> tuple[Float[ndarray, "h h"], str]:
+    """Return a world matrix (fixed to moving) to start from, and the name of the candidate that won.
+
+    Parameters
+    ----------
+    method
+        ``header`` or ``identity``: world coordinates as they are. ``centre``: middles of the fields of view.
+        ``centre-of-mass``: intensity centres. ``moments``: intensity centres and principal axes, the best of the proper
+        sign choices. ``search``: all of these and the 24 right-angled turns, each descended. ``auto``: the same, but a
+        large turn must win clearly.
+    level
+        A coarse copy of the pair (some 10 000 voxels are enough).
+    measure
+        What scores the candidates.
+
+    Raises
+    ------
+    OptionError
+        For an unknown method.
+    """
+    if method not in STARTS:
+        raise OptionError(f"unknown start '{method}'{nearest(method, STARTS)}, or give a transform file")
+    d = level.fixed.grid.ndim
+    if method in ("header", "identity"):
+        return np.eye(d + 1), method
+    if method == "centre":
+        return _shift(level.moving.grid.centre - level.fixed.grid.centre), method
+    masses = [_masked_mass(volume) for volume in (level.fixed, level.moving)]
+    if method == "centre-of-mass":
+        return _shift(masses[1] - masses[0]), method
+
+    objective = LinearObjective(level, measure)
+    upright = {
+        "header": np.eye(d + 1),
+        "centre": _shift(level.moving.grid.centre - level.fixed.grid.centre),
+        "centre-of-mass": _shift(masses[1] - masses[0]),
+    }
+    turned = {f"moments {k + 1}": m for k, m in enumerate(_moment_starts(level, masses))}
+    if method == "moments":
+        return _best(turned, level, measure, free_axes, recorder, objective)[:2]
+    if free_axes is not None and not all(free_axes):
+        turned = {}
+    else:
+        turned |= {f"turn {k + 1}": m for k, m in enumerate(_right_angled_starts(d, masses))}
+    matrix, name, value = _best(upright, level, measure, free_axes, recorder, objective)
+    # Only the better half of the turns is worth a descent: their values before it already tell most of it.
+    ranked = sorted(turned, key=lambda key: objective.value_and_slope(turned[key])[0])
+    chosen = {key: turned[key] for key in ranked[: max(6, len(ranked) // 3)]}
+    if chosen:
+        other, other_name, other_value = _best(chosen, level, measure, free_axes, recorder, objective)
+        # Measures are negative or near 1 minus a correlation; the margin is on the distance from no likeness at all.
+        neutral = _unlikeness(objective, matrix)
+        margin = _TURN_MARGIN * max(neutral - value, 0.0) if method == "auto" else 0.0
+        if other_value < value - margin:
+            return other, other_name
+    return matrix, name
+
+
+def _best(
+    candidates: dict[str, np.ndarray],
+    level: Level,
+    measure: Measure,
+    free_axes: Sequence[bool] | None,
+    recorder: Recorder | None,
+    objective: LinearObjective,
+) -> tuple[np.ndarray, str, float]:
+    """Descend every candidate by a few rigid iterations and return the one of lowest value."""
+    found: list[tuple[float, int, str, np.ndarray]] = []
+    for order, (name, start) in enumerate(candidates.items()):
+        matrix, value = solve_linear(
+            level=level, measure=measure, start=start, kind="rigid", iterations=15, free_axes=free_axes
+        )
+        found.append((value, order, name, matrix))
+        if recorder is not None:
+            recorder.record("start", level.shrink, order, len(candidates), value, 15 * objective.voxels)
+    value, _, name, matrix = min(found, key=lambda item: item[:2])
+    return matrix, name, value
+
+
+def _unlikeness(objective: LinearObjective, matrix: np.ndarray) -> float:
+    """Value of the measure when nothing corresponds: the same pair far apart along a diagonal."""
+    away = matrix.copy()
+    away[:-1, -1] += objective.level.moving.grid.extent
+    return objective.value_and_slope(away)[0]
+
+
+def _shift(vector: np.ndarray) -> np.ndarray:
+    matrix = np.eye(len(vector) + 1)
+    matrix[:-1, -1] = vector
+    return matrix
+
+
+def _masked_mass(volume) -> np.ndarray:
+    tensor = volume.tensor if volume.mask is None else volume.tensor * volume.mask
+    return centre_of_mass(tensor, volume.grid)
+
+
+def _about(turn: np.ndarray, fixed_centre: np.ndarray, moving_centre: np.ndarray) -> np.ndarray:
+    """``x -> turn (x - fixed_centre) + moving_centre``."""
+    matrix = np.eye(len(turn) + 1)
+    matrix[:-1, :-1], matrix[:-1, -1] = turn, moving_centre - turn @ fixed_centre
+    return matrix
+
+
+def _moment_starts(level: Level, masses: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Match principal axes; signs are ambiguous, so all proper choices (4 in 3-D, 2 in 2-D)."""
+    fixed = principal_axes(level.fixed.tensor, level.fixed.grid)
+    moving = principal_axes(level.moving.tensor, level.moving.grid)
+    d = level.fixed.grid.ndim
+    signs = [np.diag(s) for s in itertools.product((1.0, -1.0), repeat=d) if np.prod(s) > 0]
+    return [_about(moving @ sign @ fixed.T, masses[0], masses[1]) for sign in signs]
+
+
+def _right_angled_starts(d: int, masses: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Every proper turn by right angles about the world axes but the identity: 23 in 3-D, 3 in 2-D."""
+    out = []
+    for order in itertools.permutations(range(d)):
+        for signs in itertools.product((1.0, -1.0), repeat=d):
+            turn = np.zeros((d, d))
+            turn[np.arange(d), order] = signs
+            if np.linalg.det(turn) > 0 and not np.array_equal(turn, np.eye(d)):
+                out.append(_about(turn, masses[0], masses[1]))
+    return out
