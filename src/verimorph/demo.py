@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from verimorph.errors import InputError, MissingExtraError
+from verimorph.evaluate.consistency import endpoint_error
 from verimorph.field import sample
 from verimorph.grid import Grid
 from verimorph.image import Image
@@ -126,8 +127,7 @@ def _read(image: Tensor, grid: Grid, points: ndarray) -> ndarray:
 
 def true_error(transform: Transform, truth: Transform, mask: Image) -> dict[str, float]:
     """Return statistics of ``|transform(x) - truth(x)|`` over the voxels of a mask: mean, median, p95, max; mm."""
-    points = mask.grid.index_to_world(np.argwhere(np.asarray(mask.array) > 0))
-    distance = np.linalg.norm(transform.map_points(points) - truth.map_points(points), axis=1)
+    distance = endpoint_error(transform, truth, grid=mask.grid, mask=mask.array)
     return {
         "mean": float(distance.mean()),
         "median": float(np.median(distance)),

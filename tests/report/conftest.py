@@ -96,13 +96,13 @@ def known():
     from verimorph.transform import Composite
 
     def make(ndim: int = 3, shape: tuple[int, ...] | None = None, spacing: tuple[float, ...] | None = None) -> Finished:
-        shape = shape or (56, 60, 48)[:ndim]
-        spacing = spacing or (1.5, 1.5, 1.5)[:ndim]
+        shape = shape or (42, 46, 36)[:ndim]
+        spacing = spacing or (2.0, 2.0, 2.0)[:ndim]
         affine = np.diag([*spacing, 1.0])
         affine[:ndim, ndim] = -(np.array(shape) - 1) * np.array(spacing) / 2
         grid = Grid(shape, affine)
         fixed, fixed_labels = phantom(grid)
-        linear = random_affine(grid.centre, rotation_degrees=8, scale_percent=5, translation_mm=6, seed=1)
+        linear = random_affine(grid.centre, rotation_degrees=8.0, scale_percent=5.0, translation_mm=6.0, seed=1)
         bend = random_deformation(grid, mean_mm=3.0, radii_mm=(60.0, 40.0), weights=(1.0, 0.4), seed=2)
         truth = Composite([bend, linear])
         back = truth.inverse()

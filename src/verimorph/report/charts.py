@@ -44,35 +44,32 @@ def convergence(history: Sequence[Any]) -> list[Chart]:
     """
     charts = []
     for stage, steps in groupby(history, key=lambda step: step.stage):
-        runs = [(level, [s.value for s in run]) for level, run in groupby(steps, key=lambda step: step.level)]
-        values = np.array([v for _, run in runs for v in run], float)
+        runs = [
+            (level, np.array([s.value for s in run], float)) for level, run in groupby(steps, key=lambda s: s.level)
+        ]
+        values = np.concatenate([run for _, run in runs])
         finite = values[np.isfinite(values)]
         if finite.size == 0:
             continue
         ticks = _ticks(float(finite.min()), float(finite.max()))
         low, high = min(ticks[0], finite.min()), max(ticks[-1], finite.max())
-        count = len(values)
-        digits = max(0, int(-np.floor(np.log10(ticks[1] - ticks[0] + 1e-300)))) if len(ticks) > 1 else 3
-
-        def horizontal(position: float, count: int = count) -> float:
-            return LEFT + (WIDTH - LEFT - RIGHT) * position / max(count, 1)
-
-        def vertical(value: float, low: float = low, high: float = high) -> float:
-            return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / max(high - low, 1e-300)
-
+        across = (WIDTH - LEFT - RIGHT) / len(values)
+        upwards = (HEIGHT - TOP - BOTTOM) / max(high - low, 1e-300)
         segments, done = [], 0
         for level, run in runs:
-            points = [
-                f"{horizontal(done + i + 0.5):.1f},{vertical(v):.1f}" for i, v in enumerate(run) if np.isfinite(v)
-            ]
+            x = LEFT + across * (done + np.arange(len(run)) + 0.5)
+            y = TOP + upwards * (high - run)
+            points = [f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True) if np.isfinite(b)]
             path = f"M{points[0]}L{' '.join(points[1:] or points)}" if points else ""
-            name = f"1/{level}" if level != 1 else "full"
-            ends = (f"{run[0]:.4g}", f"{run[-1]:.4g}")
-            segments.append(Segment(name, path, horizontal(done), horizontal(done + len(run)), *ends, len(run)))
+            start, end = LEFT + across * done, LEFT + across * (done + len(run))
+            name = f"1/{level:g}" if level != 1 else "full"
+            segments.append(Segment(name, path, start, end, f"{run[0]:.4g}", f"{run[-1]:.4g}", len(run)))
             done += len(run)
+        step = ticks[1] - ticks[0] if len(ticks) > 1 else 1e-3
+        digits = max(0, int(np.ceil(-np.log10(step) - 1e-9)) + (f"{step:.1e}"[2] != "0"))
+        marks = [(float(TOP + upwards * (high - t)), f"{t:.{digits}f}") for t in ticks]
         summary = "; ".join(f"level {s.level}: {s.iterations} iterations, {s.first} to {s.last}" for s in segments)
-        marks = [(vertical(t), f"{t:.{digits}f}") for t in ticks]
-        charts.append(Chart(str(stage), segments, marks, count, summary))
+        charts.append(Chart(str(stage), segments, marks, len(values), summary))
     return charts
 
 

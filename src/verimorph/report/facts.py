@@ -56,7 +56,7 @@ class Facts:
     unit: str = "mm"
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: float | int | None, digits: int = 3) -> str:
     """Write a number with ``digits`` significant digits, thousands unscientific; a dash where there is none."""
     if value is None or not np.isfinite(value):
         return "–"
@@ -193,9 +193,9 @@ def _consistency(metrics: dict, unit: str) -> list[Fact]:
     found = metrics.get("inverse_consistency_mm", metrics.get("inverse_consistency_voxel"))
     if not found:
         return []
-    mean, largest = (found.get("mean"), found.get("max")) if isinstance(found, dict) else (found, None)
-    note = "there and back again" + (f", largest {number(largest)} {unit}" if largest is not None else "")
-    return [Fact("Inverse error, mean", number(mean), unit, "", note)]
+    there = found["forward"]
+    note = f"forward and back, largest {number(there.get('max'))} {unit}"
+    return [Fact("Inverse error, mean", number(there.get("mean")), unit, "", note)]
 
 
 def _labels(registration: Any, metrics: dict, before: tuple[ndarray, ndarray] | None) -> list[LabelRow]:

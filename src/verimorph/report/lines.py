@@ -15,7 +15,7 @@ from verimorph.field import gaussian_smooth
 SUBPIXEL = 10  # path coordinates are whole numbers of tenths of a pixel; the page scales them back
 
 
-def svg_path(polylines: Iterable[Float[ndarray, "n 2"]]) -> str:
+def svg_path(polylines: Iterable[Float[ndarray, "_ 2"]]) -> str:
     """Write polylines of (column, row) pixel centres as one path in tenths of a pixel, origin at the outer pixel edge.
 
     Relative integer steps keep it a third of the size of decimal coordinates.
@@ -97,7 +97,7 @@ def outlines(labels: Float[ndarray, "rows columns"]) -> str:
 
 def grid_lines(
     mapped: Float[ndarray, "rows columns 2"], step_mm: float, *, every: int = 2
-) -> list[Float[ndarray, "n 2"]]:
+) -> list[Float[ndarray, "_ 2"]]:
     """Return the pictures of straight grid lines of moving space in a fixed plane.
 
     A line of the moving image where a world coordinate is a multiple of ``step_mm`` shows up in the fixed plane where
