@@ -135,7 +135,7 @@ class Grid:
         Inside means a continuous index in ``[-0.5, N - 0.5)`` along every axis.
         """
         index = self.world_to_index(points)
-        return ((index >= -0.5) & (index < np.array(self.shape) - 0.5)).all(axis=-1)
+        return np.asarray(((index >= -0.5) & (index < np.array(self.shape) - 0.5)).all(axis=-1))
 
     def matrix_to(self, other: Grid) -> Float[ndarray, "h h"]:
         """Return the matrix that takes voxel indices of this grid to those of ``other`` at the same world point."""

@@ -12,6 +12,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from verimorph.errors import InputError, VerimorphWarning
 from verimorph.image import Image
@@ -19,7 +23,7 @@ from verimorph.io.planes import embedded, volume_grid
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgh", ".mgz")
 
-_DAMAGED = (EOFError, zlib.error, OSError, ValueError, nib.filebasedimages.ImageFileError)
+_DAMAGED = (EOFError, zlib.error, OSError, ValueError, ImageFileError)
 _MGH_TYPES = (np.uint8, np.int16, np.int32, np.float32)
 
 
@@ -33,7 +37,7 @@ def read(path: Path, *, volume: int | None = None) -> Image:
         found = nib.load(path, **({} if path.name.lower().endswith((".mgh", ".mgz")) else {"mmap": False}))
     except FileNotFoundError as error:  # of a pair one file can be missing
         raise InputError(f"{path}: its other file {error.filename} is missing; keep pairs together") from None
-    except (nib.spatialimages.HeaderDataError, *_DAMAGED) as error:
+    except (HeaderDataError, *_DAMAGED) as error:
         raise InputError(f"{path}: not a readable image ({_short(error)}); check or copy the file again") from None
     return from_nibabel(found, volume=volume, name=path.name, where=str(path), path=path)
 
@@ -73,7 +77,7 @@ def write(image: Image, path: Path) -> None:
     voxels = voxels.astype(np.float32) if voxels.dtype == np.float16 else voxels
     pair = ".hdr" in suffix or ".img" in suffix
     kinds = (nib.Nifti1Pair, nib.Nifti2Pair) if pair else (nib.Nifti1Image, nib.Nifti2Image)
-    made = kinds[max(voxels.shape) > 32767](voxels, affine, dtype=voxels.dtype)
+    made = kinds[max(voxels.shape) > 32767](voxels, affine, dtype=voxels.dtype)  # type: ignore[reportArgumentType]
     made.header.set_xyzt_units("mm")
     made.set_sform(affine, code=1)
     made.set_qform(affine, code=1)
@@ -117,7 +121,7 @@ def _loader(
     scaled = (slope, inter) != (1.0, 0.0)
     if nib.is_proxy(proxy):
         # A proxy without scaling: its slices come in the stored type, and only the chosen volume is read.
-        proxy = nib.arrayproxy.ArrayProxy(proxy.file_like, (proxy.shape, proxy.dtype, proxy.offset), mmap=False)
+        proxy = ArrayProxy(proxy.file_like, (proxy.shape, proxy.dtype, proxy.offset), mmap=False)
         file = proxy.file_like if isinstance(proxy.file_like, str | os.PathLike) else None
     dtype = np.dtype(np.float32) if scaled else _native(stored)
     volume_only = any(n > 1 for n in image.shape[3:])
@@ -193,7 +197,7 @@ def _compare_forms(image: Any, where: str) -> None:
     shape = np.array((*image.shape[:3], 1, 1, 1)[:3])
     corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij"), -1).reshape(-1, 3)
     sform, qform = image.get_sform(), image.get_qform()
-    apart = nib.affines.apply_affine(sform, corners) - nib.affines.apply_affine(qform, corners)
+    apart = apply_affine(sform, corners) - apply_affine(qform, corners)
     largest = float(np.linalg.norm(apart, axis=1).max())
     voxel = np.linalg.norm(qform[:3, :3], axis=0).min()
     if not largest <= 0.1 * voxel:
