@@ -2,7 +2,7 @@
 
 The only room that does arithmetic on displacement fields, and the only one that calls ``grid_sample``. A field is
 ``(B, D, *shape)``, channel d along axis d, in voxels of its own grid; fixed index ``i`` maps to ``i + u(i)``. Every
-function takes 2-D and 3-D, any device; on the CPU, 3-D float32 runs in compiled kernels (``kernels/``) where numba is
+function takes 2-D and 3-D, any device; on the CPU, float32 runs in compiled kernels (``kernels/``) where numba is
 present, and in plain torch otherwise: one test holds both to the same values.
 """
 

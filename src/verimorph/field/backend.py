@@ -24,15 +24,19 @@ def _numba_kernels() -> ModuleType | None:
 
 
 def compiled(*tensors: Tensor) -> ModuleType | None:
-    """Return the compiled kernels if they can serve these tensors (3-D, float32, CPU, one batch size), else None."""
+    """Return the compiled kernels if they can serve these tensors (float32, CPU, one batch size), else None."""
     if _forced_torch:
         return None
+    first = tensors[0]
     for tensor in tensors:
-        if tensor.ndim != 5 or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             return None
-        if tensor.shape[0] != tensors[0].shape[0]:
+        if tensor.ndim != first.ndim or tensor.shape[0] != first.shape[0]:
             return None
-    return _numba_kernels()
+    kernels = _numba_kernels()
+    if kernels is None or first.ndim not in (4, 5):
+        return None
+    return kernels if first.ndim == 5 else kernels.planar
 
 
 def kernels_in_use() -> str:

@@ -1,6 +1,6 @@
 """Gradients through the compiled kernels: one fused pass backward, nothing stored but the inputs.
 
-Where numba is absent, or the tensors are not 3-D float32 on the CPU, automatic differentiation goes through the torch
+Where numba is absent, or the tensors are not float32 on the CPU, automatic differentiation goes through the torch
 expressions instead; a test holds the two together. Only first derivatives.
 """
 
@@ -49,7 +49,7 @@ class Compose(torch.autograd.Function):
         outer, inner = ctx.saved_tensors
         of_outer, of_inner = ctx.needs_input_grad[:2]
         to_outer, to_inner = ctx.kernels.warp_backward(
-            sensitivity, outer, inner, np.eye(4), of_image=of_outer, of_field=of_inner
+            sensitivity, outer, inner, np.eye(inner.shape[1] + 1), of_image=of_outer, of_field=of_inner
         )
         return to_outer, to_inner.add_(sensitivity) if of_inner else None, None
 

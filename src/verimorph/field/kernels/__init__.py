@@ -1,4 +1,4 @@
-"""Compiled CPU kernels of the field numerics (numba): 3-D, float32.
+"""Compiled CPU kernels of the field numerics (numba): float32, 3-D here, 2-D in ``planar``.
 
 The functions here take and return tensors, and each mirrors one in the folder above that is written in torch; a test
 holds the two together. Loops run in parallel over slabs and write disjoint memory, so bits do not depend on the number
@@ -13,7 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verimorph.field.kernels import calculus, filters, interpolation
+from verimorph.field.kernels import calculus, filters, interpolation, planar
+
+__all__ = [
+    "compose",
+    "jacobian_determinant",
+    "planar",
+    "residual_size",
+    "sample",
+    "separable_filter",
+    "separable_filter_adjoint",
+    "warp",
+    "warp_backward",
+    "warp_nearest",
+    "warp_with_gradient",
+]
 
 _IDENTITY = np.eye(3, 4, dtype=np.float32)
 
