@@ -75,7 +75,7 @@ def evaluate(
             "-t",
             "--transform",
             value="FILE",
-            text="Fixed to moving. Several: a fixed point goes through the last one first, as in antsApplyTransforms.",
+            text="Fixed to moving; repeat it for several: they act on a fixed point from first to last, as in ANTs.",
             panel=_PAIR,
         ),
     ] = None,
@@ -327,6 +327,9 @@ class _Counter:
 
 def _require_some(cohort: Cohort) -> None:
     """Fail loudly when not a single result could be scored: the folder or the table is the wrong one."""
+    unreadable = [problem for problem in cohort.problems if problem.kind == "unusable input"]
+    if len(unreadable) == len(cohort.cases):
+        raise InputError(f"no pair can be scored ({unreadable[0].what}); do the paths start elsewhere? give --data")
     for method in cohort.folders:
         if not any(row["status"] == "ok" for row in cohort.rows if row["method"] == method):
             raise InputError(
@@ -374,16 +377,13 @@ def _from_result_folder(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_chain(paths: list[Path] | None, *, fixed: Any, moving: Any) -> Transform | None:
-    """Read transforms and compose them; a point goes through the last of the list first."""
+    """Read transforms and compose them; a point goes through the first of the list first."""
     if not paths:
         return None
     from verimorph.io import read_transform
+    from verimorph.transform import chain
 
-    parts = [read_transform(path, fixed=fixed, moving=moving) for path in reversed(paths)]
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole.then(part)
-    return whole
+    return chain([read_transform(path, fixed=fixed, moving=moving) for path in paths])
 
 
 def _methods(results: list[str]) -> dict[str, Path]:

@@ -21,6 +21,7 @@ from verimorph.evaluate.surface import surface_distances_per_label
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.io.points import Points
+from verimorph.transform import identity
 from verimorph.transform.protocol import Transform
 
 
@@ -99,7 +100,7 @@ def score(
 
     if fixed_labels is not None:
         if moved_labels is None and moving_labels is not None and transform is not None:
-            moved_labels = transform.resample(moving_labels, fixed_labels.grid, interpolation="labels")
+            moved_labels = transform.resample(moving_labels, fixed_labels.grid, interpolation="nearest")
         if moved_labels is not None:
             metrics["labels"] = score_labels(
                 fixed_labels,
@@ -111,12 +112,14 @@ def score(
                 unit=unit,
                 threads=threads,
             )
-            if initial is not None and moving_labels is not None:
-                start = initial.resample(moving_labels, fixed_labels.grid, interpolation="labels")
+            for name, start in (("identity", identity(fixed_labels.grid.ndim)), ("initial", initial)):
+                if start is None or moving_labels is None:
+                    continue
+                there = start.resample(moving_labels, fixed_labels.grid, interpolation="nearest")
                 before = score_labels(
-                    fixed_labels, start, moving_labels=moving_labels, labels=labels, surface=False, unit=unit
+                    fixed_labels, there, moving_labels=moving_labels, labels=labels, surface=False, unit=unit
                 )
-                metrics["labels"]["initial"] = {"mean": before["mean"]}
+                metrics["labels"][name] = {"mean": before["mean"]}
 
     if fixed_landmarks is not None and moving_landmarks is not None:
         pair = fixed_landmarks.coordinates, moving_landmarks.coordinates
