@@ -65,19 +65,19 @@ def from_nibabel(
 def write(image: Image, path: Path) -> None:
     """Write voxels in their type and the grid as both sform and qform (code 1), or as the MGH direction cosines.
 
-    A sheared grid, which a qform cannot hold, is written as sform alone. ``.gz`` is compressed at level 1: twice as
-    fast as the default and a few per cent larger.
+    A sheared grid, which a qform cannot hold, is written as sform alone. ``.gz`` is compressed at level 1: quicker
+    than the default and a few per cent larger.
     """
     voxels, affine = image.array, embedded(image.grid.affine)
     suffix = path.name.lower()
     if suffix.endswith((".mgh", ".mgz")):
-        nib.save(nib.MGHImage(_fit_mgh(voxels, path), affine), path)
+        nib.save(nib.MGHImage(_fit_mgh(voxels, path), affine), path)  # type: ignore[reportArgumentType]
         return
     voxels = voxels.astype(np.uint8) if voxels.dtype == bool else voxels
     voxels = voxels.astype(np.float32) if voxels.dtype == np.float16 else voxels
     pair = ".hdr" in suffix or ".img" in suffix
     kinds = (nib.Nifti1Pair, nib.Nifti2Pair) if pair else (nib.Nifti1Image, nib.Nifti2Image)
-    made = kinds[max(voxels.shape) > 32767](voxels, affine, dtype=voxels.dtype)  # type: ignore[reportArgumentType]
+    made = kinds[max(voxels.shape) > 32767](voxels, affine, dtype=voxels.dtype)
     made.header.set_xyzt_units("mm")
     made.set_sform(affine, code=1)
     made.set_qform(affine, code=1)
