@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from verimorph.field.backend import kernels_in_use
+from verimorph.field import warp
+from verimorph.field.backend import kernels_in_use, plain_torch
 
 SCRIPT = """
 import hashlib, sys
@@ -57,3 +59,22 @@ def test_bits_do_not_depend_on_threads_or_process():
     assert len(first[0]) == len(hashlib.sha256().hexdigest())
     assert len(set(first)) == 1
     assert fingerprints(2) == first[:1]
+
+
+@pytest.mark.parametrize("shape", [(12, 7, 6), (13, 7, 6), (1, 7, 6)])
+def test_slabs_read_as_a_batch_change_nothing(shape, smooth_noise):
+    """With several threads the torch back end hands slabs to ``grid_sample`` as a batch: same bits, same gradient."""
+    image, u = smooth_noise((9, 8, 7), 2, 1.0), smooth_noise(shape, 3, 2.0)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            with plain_torch():
+                leaf = u.clone().requires_grad_()
+                moved = warp(image, leaf)
+                results.append((moved.detach(), *torch.autograd.grad(moved.sum(), leaf)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 
 from jaxtyping import Float
 from torch import Tensor
 
 from verimorph.errors import OptionError
 from verimorph.field.resize import resize
-from verimorph.field.smooth import gaussian_smooth
+from verimorph.field.smooth import gaussian_smooth, per_axis
 
 
 def shrink(
@@ -40,7 +39,7 @@ def shrink(
     torch.Size([1, 1, 10, 10, 10])
     """
     d = image.ndim - 2
-    each = (float(factors),) * d if isinstance(factors, Real) else tuple(float(f) for f in factors)
+    each = per_axis(factors, d)
     if len(each) != d or not all(f >= 1 for f in each):
         raise OptionError(f"shrink factors are {factors}; give one number >= 1, or {d}, one an axis")
     shape = tuple(max(1, round(n / f)) for n, f in zip(image.shape[2:], each, strict=True))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from numbers import Real
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,9 +19,15 @@ from verimorph.field.differentiable import SeparableFilter, gradient_wanted
 Border = Literal["renormalise", "zero"]
 
 
-def _per_axis(value: float | int | Sequence[float] | Sequence[int], d: int, name: str) -> tuple[float, ...]:
-    """One number an axis."""
-    values = (float(value),) * d if isinstance(value, Real) else tuple(float(v) for v in value)
+def per_axis(value: float | int | Sequence[float | int], d: int) -> tuple[float, ...]:
+    """One number an axis, from one or from ``d`` of them."""
+    values = tuple(float(v) for v in np.atleast_1d(np.asarray(value, dtype=np.float64)))
+    return values * d if len(values) == 1 else values
+
+
+def _extents(value: float | int | Sequence[float | int], d: int, name: str) -> tuple[float, ...]:
+    """Widths of a filter, checked."""
+    values = per_axis(value, d)
     if len(values) != d or not all(0 <= v < math.inf for v in values):
         raise OptionError(f"{name} is {value}; give one number of voxels >= 0, or {d}, one an axis")
     return values
@@ -96,7 +102,7 @@ def gaussian_smooth(
     """
     if border not in ("renormalise", "zero"):
         raise OptionError(f"unknown border '{border}'; known: renormalise, zero")
-    sigmas = _per_axis(sigma, x.ndim - 2, "sigma")
+    sigmas = _extents(sigma, x.ndim - 2, "sigma")
     return _filter(x, [tuple(gaussian_weights(s)) if s > 0 else None for s in sigmas], border)
 
 
@@ -109,5 +115,5 @@ def box_mean(x: Float[Tensor, "b c *space"], radius: int | Sequence[int]) -> Flo
     >>> box_mean(ramp, 1)[0, 0, :, 0]
     tensor([0.5000, 1.0000, 2.0000, 3.0000, 3.5000])
     """
-    radii = [int(r) for r in _per_axis(radius, x.ndim - 2, "radius")]
+    radii = [int(r) for r in _extents(radius, x.ndim - 2, "radius")]
     return _filter(x, [(1 / (2 * r + 1),) * (r + 1) if r > 0 else None for r in radii], "renormalise")

@@ -23,18 +23,18 @@ def _determinants(x0, x1, sx, y0, y1, sy, row, out):
     r0, r1, r2 = row[0], row[1], row[2]
     n, half = out.shape[0], np.float32(0.5)
     for z in range(1, n - 1):
-        a, b = np.uintp(z - 1), np.uintp(z + 1)
+        below, above = np.uintp(z - 1), np.uintp(z + 1)
         out[z] = _determinant(
-            sx * (x10[z] - x00[z]), sy * (y10[z] - y00[z]), half * (r0[b] - r0[a]),
-            sx * (x11[z] - x01[z]), sy * (y11[z] - y01[z]), half * (r1[b] - r1[a]),
-            sx * (x12[z] - x02[z]), sy * (y12[z] - y02[z]), half * (r2[b] - r2[a]),
+            sx * (x10[z] - x00[z]), sy * (y10[z] - y00[z]), half * (r0[above] - r0[below]),
+            sx * (x11[z] - x01[z]), sy * (y11[z] - y01[z]), half * (r1[above] - r1[below]),
+            sx * (x12[z] - x02[z]), sy * (y12[z] - y02[z]), half * (r2[above] - r2[below]),
         )  # fmt: skip
     for z in (0, n - 1):
-        a, b = max(z - 1, 0), min(z + 1, n - 1)
+        first, last = max(z - 1, 0), min(z + 1, n - 1)
         out[z] = _determinant(
-            sx * (x10[z] - x00[z]), sy * (y10[z] - y00[z]), r0[b] - r0[a],
-            sx * (x11[z] - x01[z]), sy * (y11[z] - y01[z]), r1[b] - r1[a],
-            sx * (x12[z] - x02[z]), sy * (y12[z] - y02[z]), r2[b] - r2[a],
+            sx * (x10[z] - x00[z]), sy * (y10[z] - y00[z]), r0[last] - r0[first],
+            sx * (x11[z] - x01[z]), sy * (y11[z] - y01[z]), r1[last] - r1[first],
+            sx * (x12[z] - x02[z]), sy * (y12[z] - y02[z]), r2[last] - r2[first],
         )  # fmt: skip
 
 
