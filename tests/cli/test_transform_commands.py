@@ -53,7 +53,7 @@ def test_apply_keeps_labels_labels(verimorph, pair, file, tmp_path):
     assert done.code == 0, done.err
     assert "nearest (a label map" in done.out
     assert nib.load(out).get_data_dtype() == np.uint8
-    assert set(np.unique(nib.load(out).dataobj)) == {0, 1, 3} | set(np.unique(nib.load(labels).dataobj)) - {2}
+    assert set(np.unique(nib.load(out).dataobj)) == set(np.unique(nib.load(labels).dataobj)) != {0}
     assert verimorph("apply", "-i", labels, "-t", file, "-r", pair[0], "-o", out, "-n", "labels").code == 0
 
 

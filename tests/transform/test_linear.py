@@ -91,9 +91,7 @@ def test_jacobian_determinant_is_that_of_the_matrix(linear, fixed, ndim):
     np.testing.assert_allclose(jacobian, 1.08**ndim, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "matrix", [np.eye(2), np.eye(5), np.full((4, 4), np.nan), np.ones((4, 4)), np.zeros((4, 4))]
-)
+@pytest.mark.parametrize("matrix", [np.eye(2), np.eye(5), np.full((4, 4), np.nan), np.ones((4, 4)), np.zeros((4, 4))])
 def test_matrices_that_are_no_transform_are_refused(matrix):
     with pytest.raises(InputError):
         Affine(matrix)

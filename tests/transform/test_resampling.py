@@ -110,7 +110,7 @@ def test_vote_is_the_argmax_of_interpolated_indicators(random):
     from scipy import ndimage
 
     indicators = np.stack([ndimage.map_coordinates((array == k).astype(float), index.T, order=1) for k in range(5)])
-    np.testing.assert_array_equal(read_vote(array, index), indicators.argmax(axis=0))
+    np.testing.assert_array_equal(read_vote(array, index.T), indicators.argmax(axis=0))
 
 
 def test_cubic_agrees_with_simpleitk_away_from_the_rim(fixed, result, intensities):
@@ -157,7 +157,7 @@ def test_identity_changes_nothing(fixed, ndim, random):
 
 def test_inside_ends_half_a_voxel_beyond_the_centres():
     array = np.array([10, 20, 30])[:, None].repeat(3, 1)
-    index = np.array([[-0.51, 1], [-0.5, 1], [2.49, 1], [2.5, 1]])
+    index = np.array([[-0.51, 1], [-0.5, 1], [2.49, 1], [2.5, 1]]).T
     np.testing.assert_array_equal(read_nearest(array, index, -1), [-1, 10, 30, -1])
     np.testing.assert_array_equal(read_vote(array, index, -1), [-1, 10, 30, -1])
 

@@ -18,7 +18,7 @@ from verimorph import field
 from verimorph.errors import InputError
 from verimorph.grid import Grid
 from verimorph.transform.protocol import Transform
-from verimorph.transform.slabs import slab_index, slabs, world_points
+from verimorph.transform.trace import Trace, slab_index, slabs, transformed
 
 
 class FieldThenMatrix(NamedTuple):
@@ -68,19 +68,19 @@ def displacement_on(transform: Transform, grid: Grid) -> Float[Tensor, "1 d *spa
     out = torch.empty(1, d, *grid.shape, dtype=torch.float32)
     if simple is not None:
         voxel = grid.inverse_affine @ simple.matrix @ grid.affine
-        growth = voxel[:d, :d] - np.eye(d)
+        growth = voxel - np.diag([*np.ones(d), 0.0])
         for planes in slabs(grid.shape):
-            linear = slab_index(grid.shape, planes) @ growth.T + voxel[:d, d]
-            slab = torch.from_numpy(np.moveaxis(linear, -1, 0)).to(torch.float32)
+            linear = transformed(growth, slab_index(grid.shape, planes)).reshape(d, -1, *grid.shape[1:])
+            slab = torch.from_numpy(linear).to(torch.float32)
             if simple.displacement is not None:
                 turn = torch.from_numpy(voxel[:d, :d]).to(torch.float32)
                 slab += torch.einsum("ij,j...->i...", turn, simple.displacement[0, :, planes].cpu())
             out[0, :, planes] = slab
         return out
+    trace = Trace(transform, grid, grid)
     for planes in slabs(grid.shape):
-        index = slab_index(grid.shape, planes)
-        moved = grid.world_to_index(transform.map_points(world_points(grid, planes))).reshape(index.shape)
-        out[0, :, planes] = torch.from_numpy(np.moveaxis(moved - index, -1, 0)).to(torch.float32)
+        slab = trace(planes) - slab_index(grid.shape, planes)
+        out[0, :, planes] = torch.from_numpy(slab.reshape(d, -1, *grid.shape[1:])).to(torch.float32)
     return out
 
 

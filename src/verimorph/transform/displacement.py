@@ -19,6 +19,7 @@ from verimorph.image import Image
 from verimorph.transform import dense, resampling
 from verimorph.transform.composite import chain
 from verimorph.transform.protocol import Transform
+from verimorph.transform.trace import displaced, transformed
 
 LARGEST_RESIDUAL_VOXELS = 0.5
 """A numerical inverse off by more than this somewhere is refused where the field folds, and warned about elsewhere."""
@@ -143,9 +144,9 @@ def map_through_field(grid: Grid, displacement: Tensor, points: Float[ndarray, "
     if len(points) == 0:
         return points.copy()
     d = grid.ndim
-    index = torch.from_numpy(grid.world_to_index(points).T).to(displacement.device, displacement.dtype)
-    found = field.sample_field(displacement.detach(), index.reshape(1, d, -1, *[1] * (d - 1)))
-    return points + found.reshape(d, -1).T.cpu().double().numpy() @ grid.affine[:d, :d].T
+    index = transformed(grid.inverse_affine, np.ascontiguousarray(points.T))
+    moved = displaced(displacement, index) - index
+    return points + moved.T @ grid.affine[:d, :d].T
 
 
 def displacement_from_vectors(vectors: ndarray, matrix: Float[ndarray, "d d"]) -> Float[Tensor, "1 d *space"]:

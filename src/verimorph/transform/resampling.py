@@ -8,15 +8,18 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
+from torch import Tensor
 
 from verimorph import field
 from verimorph.errors import OptionError, nearest
 from verimorph.grid import Grid
 from verimorph.image import Image
-from verimorph.transform.dense import FieldThenMatrix, check_dimensions, field_then_matrix
+from verimorph.transform.dense import check_dimensions, field_then_matrix
 from verimorph.transform.protocol import Transform
-from verimorph.transform.slabs import slab_index, slabs, world_points
+from verimorph.transform.trace import Trace, slabs
 from verimorph.transform.voting import inside, read_nearest, read_vote
+
+_SAME_SIZE = {"uint16": np.int16, "uint32": np.int32, "uint64": np.int64, "bool": np.uint8}
 
 INTERPOLATIONS = ("linear", "nearest", "cubic", "labels")
 
@@ -63,34 +66,40 @@ def resample(
     check_dimensions(transform, image.grid)
     array = image.array
     simple = field_then_matrix(transform, reference)
-    has_field = simple is not None and simple.displacement is not None
-    if interpolation == "linear" and has_field and not _needs_double(array):
+    if simple is not None and simple.displacement is not None and _one_pass(array, interpolation):
         matrix = image.grid.inverse_affine @ simple.matrix @ reference.affine
-        moved = field.warp(
-            image.tensor(simple.displacement.device), simple.displacement, matrix=matrix, background=background
-        )
-        voxels = to_type(moved[0, 0].cpu().numpy(), array.dtype)
+        voxels = _warped(array, simple.displacement, matrix, interpolation, background)
     else:
+        trace = Trace(transform, reference, image.grid)
         read = _reader(array, interpolation, _clipped(background, array.dtype, interpolation))
         voxels = np.empty(reference.shape, dtype=array.dtype)
         for planes in slabs(reference.shape):
-            index = moving_index(transform, simple, reference, image.grid, planes)
-            voxels[planes] = to_type(read(index), array.dtype).reshape(voxels[planes].shape)
+            voxels[planes] = to_type(read(trace(planes)), array.dtype).reshape(voxels[planes].shape)
     return Image.from_array(voxels, reference, name=image.name)
 
 
-def moving_index(
-    transform: Transform, simple: FieldThenMatrix | None, reference: Grid, moving: Grid, planes: slice
-) -> Float[ndarray, "n d"]:
-    """Where the voxels of some planes of ``reference`` fall in the moving image, in its voxels, float64."""
-    if simple is None:
-        return moving.world_to_index(transform.map_points(world_points(reference, planes)))
-    d = reference.ndim
-    index = slab_index(reference.shape, planes)
-    if simple.displacement is not None:
-        index += np.moveaxis(simple.displacement[0, :, planes].cpu().numpy(), 0, -1)
-    matrix = moving.inverse_affine @ simple.matrix @ reference.affine
-    return index.reshape(-1, d) @ matrix[:d, :d].T + matrix[:d, d]
+def _one_pass(array: ndarray, interpolation: str) -> bool:
+    """Whether the field kernels can read this image: any type for nearest, what float32 holds for linear."""
+    return interpolation == "nearest" or (interpolation == "linear" and not _needs_double(array))
+
+
+def _warped(
+    array: ndarray, displacement: Tensor, matrix: Float[ndarray, "h h"], interpolation: str, background: float
+) -> ndarray:
+    """Read the image at ``matrix @ (i + u(i))``."""
+    if interpolation == "nearest":
+        # torch has no unsigned types beyond 8 bits: copying bits is all that nearest does, so signed ones serve.
+        stored = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        signed = stored.view(_SAME_SIZE.get(stored.dtype.name, stored.dtype))
+        outside = to_type(np.float64([background]), stored.dtype).view(signed.dtype)[0].item()
+        source = torch.from_numpy(signed if signed.flags.writeable else signed.copy())[None, None]
+        moved = field.warp(
+            source.to(displacement.device), displacement, matrix=matrix, mode="nearest", background=outside
+        )
+        return moved[0, 0].cpu().numpy().view(stored.dtype)
+    source = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))[None, None]
+    moved = field.warp(source.to(displacement.device), displacement, matrix=matrix, background=background)
+    return to_type(moved[0, 0].cpu().numpy(), array.dtype)
 
 
 def to_type(values: ndarray, dtype: np.dtype) -> ndarray:
@@ -123,6 +132,8 @@ def _needs_double(array: ndarray) -> bool:
 
 def _reader(array: ndarray, interpolation: str, background: float | np.generic) -> Callable[[ndarray], ndarray]:
     """Return the function that reads the image at indices ``(n, D)``."""
+    if interpolation in ("nearest", "labels"):
+        array = np.ascontiguousarray(array)
     if interpolation == "nearest":
         return lambda index: read_nearest(array, index, background)
     if interpolation == "labels":
@@ -131,12 +142,9 @@ def _reader(array: ndarray, interpolation: str, background: float | np.generic) 
     if interpolation == "cubic":
         return _cubic_reader(array, work, background)
     voxels = torch.from_numpy(np.array(array, dtype=work, order="C"))[None, None]
-
-    def read(index: ndarray) -> ndarray:
-        where = torch.from_numpy(index.T.astype(work)).reshape(1, array.ndim, -1, *[1] * (array.ndim - 1))
-        return field.sample(voxels, where, background=background).numpy().reshape(-1)
-
-    return read
+    return lambda index: (
+        field.sample(voxels, torch.from_numpy(index.astype(work))[None], background=background).numpy().reshape(-1)
+    )
 
 
 def _cubic_reader(array: ndarray, work: type, background: float) -> Callable[[ndarray], ndarray]:
@@ -144,10 +152,10 @@ def _cubic_reader(array: ndarray, work: type, background: float) -> Callable[[nd
     from scipy import ndimage
 
     coefficients = ndimage.spline_filter(array.astype(work), order=3, output=work, mode="mirror")
-    limit = np.array(array.shape) - 1
+    limit = np.array(array.shape)[:, None] - 1
 
     def read(index: ndarray) -> ndarray:
-        where = np.clip(index, 0, limit).T
+        where = np.clip(index, 0, limit)
         values = ndimage.map_coordinates(coefficients, where, np.float64, order=3, mode="mirror", prefilter=False)
         values[~inside(index, array.shape)] = background
         return values

@@ -9,24 +9,28 @@ from jaxtyping import Float, Shaped
 from numpy import ndarray
 
 
-def inside(index: Float[ndarray, "n d"], shape: tuple[int, ...]) -> np.ndarray:
+def inside(index: Float[ndarray, "d n"], shape: tuple[int, ...]) -> np.ndarray:
     """Tell which indices lie in ``[-0.5, N - 0.5)`` along every axis, the test of ITK."""
-    return ((index >= -0.5) & (index < np.array(shape) - 0.5)).all(axis=1)
+    found = np.ones(index.shape[1], dtype=bool)
+    for coordinate, n in zip(index, shape, strict=True):
+        found &= (coordinate >= -0.5) & (coordinate < n - 0.5)
+    return found
 
 
 def read_nearest(
-    array: Shaped[ndarray, "*space"], index: Float[ndarray, "n d"], background: float | int | np.generic = 0
+    array: Shaped[ndarray, "*space"], index: Float[ndarray, "d n"], background: float | int | np.generic = 0
 ) -> Shaped[ndarray, " n"]:
     """Value of the nearest voxel, halves up as ITK rounds them; nothing passes through a float."""
-    nearest = np.floor(index + 0.5).astype(np.intp)
-    np.clip(nearest, 0, np.array(array.shape) - 1, out=nearest)
-    values = array[tuple(nearest.T)]
+    flat = np.zeros(index.shape[1], dtype=np.intp)
+    for coordinate, n in zip(index, array.shape, strict=True):
+        flat = flat * n + np.clip(np.floor(coordinate + 0.5), 0, n - 1).astype(np.intp)
+    values = array.reshape(-1)[flat]
     values[~inside(index, array.shape)] = background
     return values
 
 
 def read_vote(
-    array: Shaped[ndarray, "*space"], index: Float[ndarray, "n d"], background: float | int | np.generic = 0
+    array: Shaped[ndarray, "*space"], index: Float[ndarray, "d n"], background: float | int | np.generic = 0
 ) -> Shaped[ndarray, " n"]:
     """Label with the greatest linear-interpolation weight among the ``2^D`` neighbours.
 
@@ -34,27 +38,41 @@ def read_vote(
     (ITK's and ANTs' generic label interpolation), at a cost and memory that do not depend on how many labels there are:
     only labels of the neighbours can win. Equal weights go to the smaller label.
     """
-    d = array.ndim
-    limit = np.array(array.shape) - 1
-    low = np.floor(index)
-    fraction = index - low
-    low = low.astype(np.intp)
-    corners = np.array(list(itertools.product((0, 1), repeat=d)), dtype=np.intp)
-    labels = np.stack([array[tuple(np.clip(low + corner, 0, limit).T)] for corner in corners])
+    ends, fractions = [], []
+    for coordinate, n in zip(index, array.shape, strict=True):
+        low = np.floor(coordinate)
+        fractions.append(coordinate - low)
+        low = low.astype(np.intp)
+        ends.append((np.clip(low, 0, n - 1), np.clip(low + 1, 0, n - 1)))
+    flat_array = array.reshape(-1)
+    corners = list(itertools.product((0, 1), repeat=array.ndim))
+    labels = np.empty((len(corners), index.shape[1]), dtype=array.dtype)
+    for label, corner in zip(labels, corners, strict=True):
+        flat = ends[0][corner[0]]
+        for d in range(1, array.ndim):
+            flat = flat * array.shape[d] + ends[d][corner[d]]
+        np.take(flat_array, flat, out=label)
     values = labels[0].copy()
     mixed = np.flatnonzero((labels != labels[0]).any(axis=0))
     if mixed.size:
-        weights = np.stack([np.where(corner, fraction[mixed], 1 - fraction[mixed]).prod(axis=1) for corner in corners])
-        labels = labels[:, mixed]
-        winner, most = labels[0].copy(), np.full(mixed.size, -1.0)
-        for label in labels:
-            votes = (weights * (labels == label)).sum(axis=0)
-            tie = np.abs(votes - most) <= 1e-9
-            better = (votes > most) & ~tie | tie & (label < winner)
-            winner, most = np.where(better, label, winner), np.where(better, votes, most)
-        values[mixed] = winner
+        values[mixed] = _winner(labels[:, mixed], [f[mixed] for f in fractions], corners)
     values[~inside(index, array.shape)] = background
     return values
+
+
+def _winner(labels: ndarray, fractions: list[ndarray], corners: list[tuple[int, ...]]) -> ndarray:
+    """Label with the largest sum of weights, for points whose corners differ."""
+    weights = np.ones(labels.shape)
+    for weight, corner in zip(weights, corners, strict=True):
+        for fraction, end in zip(fractions, corner, strict=True):
+            weight *= fraction if end else 1 - fraction
+    winner, most = labels[0].copy(), np.full(labels.shape[1], -1.0)
+    for label in labels:
+        votes = (weights * (labels == label)).sum(axis=0)
+        tie = np.abs(votes - most) <= 1e-9
+        better = (votes > most) & ~tie | tie & (label < winner)
+        winner, most = np.where(better, label, winner), np.where(better, votes, most)
+    return winner
 
 
 def looks_like_labels(array: Shaped[ndarray, "*space"]) -> bool:
@@ -64,7 +82,7 @@ def looks_like_labels(array: Shaped[ndarray, "*space"]) -> bool:
     zero. The test counts pairs along every axis of which at least one is not zero; more than half equal means labels.
     Voxels of a non-integer type are never taken for labels.
     """
-    if not (np.issubdtype(array.dtype, np.integer) or array.dtype == bool):
+    if not (np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_):
         return False
     equal = pairs = 0
     for axis, n in enumerate(array.shape):

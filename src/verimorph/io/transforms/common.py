@@ -70,6 +70,11 @@ def dense_grid(transform: Transform, fixed: Grid | None, grid: Grid | None, form
     return chosen
 
 
+def voxel_centres(grid: Grid) -> Float[ndarray, "*space d"]:
+    """World position of every voxel, RAS mm."""
+    return grid.index_to_world(np.moveaxis(np.indices(grid.shape), 0, -1))
+
+
 def read_text(path: Path) -> str:
     """Text of a small file, or a line that says it is none."""
     try:

@@ -82,7 +82,9 @@ def from_simpleitk(source: Any, path: Path | str = "SimpleITK transform") -> Tra
     source = source.Downcast()
     name = source.GetName()
     d = source.GetDimension()
-    if name == "CompositeTransform":
+    # A class SimpleITK has no name for (MatrixOffsetTransformBase) it shows as a composite of itself, without end:
+    # such a one is read off below.
+    if name == "CompositeTransform" and not (source.GetNumberOfTransforms() == 1 and source.IsLinear()):
         count = source.GetNumberOfTransforms()
         if count == 0:
             raise InputError(f"{path}: is an empty composite transform")

@@ -13,11 +13,10 @@ import torch
 
 from verimorph.errors import InputError
 from verimorph.grid import Grid
-from verimorph.io.transforms.common import dense_grid, matrix_of, only_3d, text_matrix, write_matrix
+from verimorph.io.transforms.common import dense_grid, matrix_of, only_3d, text_matrix, voxel_centres, write_matrix
 from verimorph.io.transforms.nifti_fields import five_d, load_header, load_vectors, save
 from verimorph.transform import Affine, DisplacementField, Spline, Transform
 from verimorph.transform.displacement import displacement_from_vectors, vectors_from_displacement
-from verimorph.transform.slabs import slab_index
 
 INTENT_NAME = "NREG_TRANS"
 DEFORMATION, DISPLACEMENT, SPLINE = 0, 1, 2
@@ -44,10 +43,10 @@ def read(path: Path, *, fixed: Grid | None = None, moving: Grid | None = None) -
                 "make a field of it with: reg_transform -ref FIXED -def IN OUT"
             )
         # Cubic splines reproduce linear functions, so coefficients that are positions are positions plus displacements.
-        shifts = np.moveaxis(vectors.astype(np.float64) - grid.index_to_world(_all_index(grid.shape)), -1, 0)
+        shifts = np.moveaxis(vectors.astype(np.float64) - voxel_centres(grid), -1, 0)
         return Spline(grid, torch.from_numpy(np.ascontiguousarray(shifts))[None])
     if kind == DEFORMATION:
-        vectors = vectors.astype(np.float64) - grid.index_to_world(_all_index(grid.shape))
+        vectors = vectors.astype(np.float64) - voxel_centres(grid)
     return DisplacementField(grid, displacement_from_vectors(vectors, grid.affine[:d, :d]))
 
 
@@ -84,14 +83,10 @@ def write(
     if transform.kind == "spline":
         where, kind = transform.grid, SPLINE
         shifts = np.moveaxis(transform.coefficients[0].detach().cpu().double().numpy(), 0, -1)
-        vectors = shifts + where.index_to_world(_all_index(where.shape))
+        vectors = shifts + voxel_centres(where)
     else:
         where, kind = dense_grid(transform, fixed, grid, "NiftyReg field"), DISPLACEMENT
         d = where.ndim
         vectors = vectors_from_displacement(transform.displacement_on(where), where.affine[:d, :d])
     values = five_d(vectors.astype(np.float32, copy=False))
     save(path, values, where, intent="vector", name=INTENT_NAME, parameter=float(kind))
-
-
-def _all_index(shape: tuple[int, ...]) -> np.ndarray:
-    return slab_index(shape, slice(0, shape[0]))

@@ -14,10 +14,9 @@ import numpy as np
 
 from verimorph.errors import InputError, MissingExtraError
 from verimorph.grid import Grid
-from verimorph.io.transforms.common import dense_grid, finite, only_3d
+from verimorph.io.transforms.common import dense_grid, finite, only_3d, voxel_centres
 from verimorph.transform import Affine, DisplacementField, Transform, chain
 from verimorph.transform.displacement import displacement_from_vectors, vectors_from_displacement
-from verimorph.transform.slabs import slab_index
 
 FORMAT = "X5"
 
@@ -78,7 +77,7 @@ def _from_node(node: Any, path: Path) -> Transform:
     if vectors.shape != (*grid.shape, 3):
         raise InputError(f"{path}: the field has shape {vectors.shape}, its domain {grid.shape}")
     if node.representation == "deformations":
-        vectors = vectors - grid.index_to_world(slab_index(grid.shape, slice(0, grid.shape[0])))
+        vectors = vectors - voxel_centres(grid)
     return DisplacementField(grid, displacement_from_vectors(finite(vectors, path), grid.affine[:3, :3]))
 
 
