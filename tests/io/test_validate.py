@@ -109,3 +109,8 @@ def test_overlap_is_told_in_the_world(oblique_grid):
     middle[:3, 3] = grid.centre + 0.37
     assert check.check_overlap(Grid((3, 3, 3), middle), grid)
     assert check.check_overlap(grid, Grid((3, 3, 3), middle))
+
+
+def test_landmarks_all_outside_the_image_are_refused(brain):
+    with pytest.raises(InputError, match=r"all 8 points lie outside the image"):
+        check.check_points(Points(brain.grid.corners() + 1e4), brain, "fixed landmarks")

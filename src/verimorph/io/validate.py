@@ -132,13 +132,18 @@ def check_landmarks(
 
 
 def check_points(points: Points, image: Image | Grid, role: str) -> None:
-    """Refuse points of another dimension than the image; warn of points outside its field of view."""
+    """Refuse points of another dimension than the image or all outside its field of view; warn of some outside."""
     grid = image if isinstance(image, Grid) else image.grid
     if points.ndim != grid.ndim:
         raise InputError(
             f"{role} {points.name}: are {points.ndim}-D, the image {grid.ndim}-D; give {grid.ndim} coordinates a point"
         )
     outside = np.flatnonzero(~grid.contains(points.coordinates))
+    if len(points) and len(outside) == len(points):
+        raise InputError(
+            f"{role} {points.name}: all {len(points)} points lie outside the image; check that they belong to it and "
+            "whether the file says RAS where it is LPS"
+        )
     if len(outside):
         some = ", ".join(points.names[i] for i in outside[:5]) + (", ..." if len(outside) > 5 else "")
         warnings.warn(
