@@ -44,32 +44,34 @@ def verimorph(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     return invoke
 
 
-def blob(shape: Sequence[int], centre: Sequence[float], width: float = 3.0) -> np.ndarray:
-    """A smooth bright blob with a darker one beside it, so that every direction has structure."""
-    index = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1).astype(float)
-    near = np.exp(-((index - np.asarray(centre)) ** 2).sum(-1) / (2 * width**2))
-    beside = np.exp(-((index - np.asarray(centre) - width) ** 2).sum(-1) / (2 * (width / 2) ** 2))
-    return (1000 * (near + 0.6 * beside)).astype(np.float32)
+def head(shape: Sequence[int], centre: Sequence[float]) -> np.ndarray:
+    """A head in voxels: an ellipsoid with texture and a dark, lopsided hollow, soft at the edges, black around it."""
+    index = np.meshgrid(*[np.arange(n) for n in shape], indexing="ij")
+    x, y, z = ((axis - c) / n for axis, c, n in zip(index, centre, shape, strict=True))
+    inside = 1 / (1 + np.exp(40 * (np.sqrt((x / 0.36) ** 2 + (y / 0.40) ** 2 + (z / 0.38) ** 2) - 1)))
+    hollow = 1 / (1 + np.exp(12 * (np.sqrt(((x - 0.05) / 0.18) ** 2 + (y / 0.12) ** 2 + ((z - 0.03) / 0.15) ** 2) - 1)))
+    texture = np.cos(25 * x + 3 * y) + np.cos(21 * y - 4 * z) + np.cos(23 * z + 5 * x)
+    return (inside * (800 + 80 * texture) * (1 - 0.7 * hollow)).astype(np.float32)
 
 
 @pytest.fixture
 def bright() -> np.ndarray:
     """The fixed image of `pair` as voxels."""
-    return blob((24, 24, 20), (11, 12, 10))
+    return head((24, 24, 20), (11, 12, 10))
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """Two small images of one blob, two voxels apart, with their label maps beside them (``*_labels.nii.gz``)."""
+    """Two small images of one head, two voxels apart, with their label maps beside them (``*_labels.nii.gz``)."""
     import nibabel as nib
 
     affine = np.diag([1.5, 1.5, 2.0, 1.0])
     affine[:3, 3] = (-20, 10, 5)
     files = []
     for name, centre in (("fixed", (11, 12, 10)), ("moving", (13, 12, 10))):
-        voxels = blob((24, 24, 20), centre)
+        voxels = head((24, 24, 20), centre)
         nib.save(nib.Nifti1Image(voxels, affine), tmp_path / f"{name}.nii.gz")
-        labels = (voxels > 400).astype(np.uint8) + 2 * (voxels > 800).astype(np.uint8)
+        labels = (voxels > 150).astype(np.uint8) + 2 * (voxels > 500).astype(np.uint8)
         nib.save(nib.Nifti1Image(labels, affine), tmp_path / f"{name}_labels.nii.gz")
         files.append(tmp_path / f"{name}.nii.gz")
     return files[0], files[1]

@@ -56,11 +56,9 @@ def test_whole_job_writes_everything(align, pair, tmp_path):
     assert error_against(out / "moved.nii.gz", pair[0]) < 0.2 * error_against(pair[1], pair[0])
     labels = nib.load(out / "moved_labels.nii.gz")
     assert labels.get_data_dtype() == np.uint8
-    assert set(np.unique(np.asanyarray(labels.dataobj))) == {0, 1, 2, 3} & set(
-        np.unique(np.asanyarray(nib.load(tmp_path / "moving_labels.nii.gz").dataobj))
-    )
+    assert set(np.unique(np.asanyarray(labels.dataobj))) == {0, 1, 3}
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["labels"]["mean"]["dice"] > metrics["labels"]["initial"]["mean"]["dice"]
+    assert metrics["labels"]["mean"]["dice"] > metrics["labels"]["identity"]["mean"]["dice"]
     assert "Dice" in outcome.out
     assert "report.html" in outcome.out
     assert any("fixed" in name and "moving" in name for name in names), f"--both wrote nothing: {names}"
@@ -93,7 +91,7 @@ def test_linear_transforms_undo_a_shift(align, pair, tmp_path, transform):
     found = sitk.ReadTransform(str(tmp_path / "out" / "transform.h5"))
     middle = np.array([-20 + 11 * 1.5, 10 + 12 * 1.5, 5 + 10 * 2.0])
     moved = np.array(found.TransformPoint((middle * [-1, -1, 1]).tolist())) * [-1, -1, 1]
-    assert np.allclose(moved - middle, [3.0, 0, 0], atol=0.3)  # the blob lies two voxels of 1.5 mm further
+    assert np.allclose(moved - middle, [3.0, 0, 0], atol=0.3)  # the head lies two voxels of 1.5 mm further
 
 
 def test_ants_names(align, tmp_path):

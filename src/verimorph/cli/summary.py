@@ -50,7 +50,7 @@ def rows(metrics: dict[str, Any]) -> Iterator[Row]:
     for name, found in (metrics.get("similarity") or {}).items():
         yield name.replace("_", " "), _number(found.get("before")), _number(found.get("after")), found.get("unit", "")
     if labels := metrics.get("labels"):
-        before = (labels.get("initial") or {}).get("mean", {})
+        before = (labels.get("identity") or {}).get("mean", {})
         yield (
             f"Dice, mean of {labels['n_labels']} labels",
             _number(before.get("dice")),
@@ -60,7 +60,7 @@ def rows(metrics: dict[str, Any]) -> Iterator[Row]:
         if (distance := labels["mean"].get(f"hd95_{unit}")) is not None:
             yield "HD95, mean", "", _number(distance), unit
     if landmarks := (metrics.get("landmarks") or {}).get(f"tre_{unit}"):
-        before = landmarks.get("initial") or landmarks.get("identity") or {}
+        before = landmarks.get("identity") or {}
         after = landmarks.get("registered") or {}
         yield "landmark error, mean", _number(before.get("mean")), _number(after.get("mean")), unit
     if displacement := metrics.get(f"displacement_{unit}"):
@@ -70,13 +70,12 @@ def rows(metrics: dict[str, Any]) -> Iterator[Row]:
         yield "folding", "", _number(jacobian.get("folding_percent")), "% of voxels"
         yield "spread of log volume change", "", _number(jacobian.get("sd_log_jacobian")), ""
     if consistency := metrics.get(f"inverse_consistency_{unit}"):
-        mean = consistency.get("mean") if isinstance(consistency, dict) else consistency
-        yield "inverse error, mean", "", _number(mean), unit
+        yield "inverse error, mean", "", _number(consistency["forward"].get("mean")), unit
 
 
 def _number(value: float | None) -> str:
-    """Write a number with three significant digits, a dash where there is none."""
-    return "-" if value is None else f"{value:.3g}"
+    """Write a number with three significant digits, a dash where there is none, 0 for what rounding leaves."""
+    return "-" if value is None else f"{value if abs(value) > 1e-9 else 0:.3g}"
 
 
 def print_plan(plan: Plan) -> None:
