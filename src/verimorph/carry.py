@@ -124,8 +124,8 @@ def carry(
         return Carried(carried, source, target, None, "the transform itself" if inverse else "the inverse transform")
     image = as_image(thing, volume=volume)
     where = None if reference is None else _grid(reference)
-    hints = {"fixed": image.grid, "moving": where} if inverse else {"fixed": where, "moving": image.grid}
-    chain = load_transform(transform, **hints)
+    fixed, moving = (image.grid, where) if inverse else (where, image.grid)
+    chain = load_transform(transform, fixed=fixed, moving=moving)
     onto = where or _own_grid(chain, inverse)
     if chain.ndim != image.grid.ndim or onto.ndim != image.grid.ndim:
         raise InputError(
@@ -186,8 +186,10 @@ def _grid(reference: Any) -> Grid:
 
 
 def _own_grid(transform: Transform, inverse: bool) -> Grid:
-    first = getattr(transform, "parts", (transform,))[0]
-    if not inverse and hasattr(first, "displacement"):
+    from verimorph.transform import Dense, parts_of
+
+    first = parts_of(transform)[0]
+    if not inverse and isinstance(first, Dense):
         return first.grid
     needed = "the moving image" if inverse else "the fixed image"
     raise InputError(f"no reference to carry the image onto; give {needed} (-r REFERENCE)")

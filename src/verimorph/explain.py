@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from verimorph.grid import Grid
-
-if TYPE_CHECKING:
-    from verimorph.transform import Affine, Transform
+from verimorph.transform import Affine, Dense, Spline, Transform, parts_of
 
 _MODELS = {
     "identity": "leaves every point where it is",
@@ -46,34 +44,40 @@ def explain(transform: Transform, *, name: str = "transform", format: str | None
     """
     from verimorph.io.transforms import FORMATS
 
-    parts = list(getattr(transform, "parts", (transform,)))
-    dense = [part for part in parts if hasattr(part, "grid")]
-    linear_first = len(parts) > 1 and hasattr(parts[0], "matrix") and bool(dense)
+    parts = list(parts_of(transform))
+    grids = [grid for part in parts if (grid := _sampling_grid(part)) is not None]
+    linear_first = len(parts) > 1 and isinstance(parts[0], Affine) and bool(grids)
     facts: dict[str, Any] = {
         "name": name,
         "format": format,
         "kind": transform.kind,
         "axes": transform.ndim,
         "direction": "fixed to moving points; carries images from moving to fixed",
-        "form": "inverse" if linear_first else "forward" if len(parts) > 1 and dense else None,
+        "form": "inverse" if linear_first else "forward" if len(parts) > 1 and grids else None,
         "frame": "RAS mm",
         "file_frame": FORMATS[format].frame if format else None,
         "parts": [_part(part) for part in parts],
     }
-    if dense:
-        grid = dense[0].fine_grid(4) if dense[0].kind == "spline" else dense[0].grid
-        facts["whole"] = _on_grid(transform, grid)
+    if grids:
+        facts["whole"] = _on_grid(transform, grids[0])
     return facts
 
 
 def _part(part: Transform) -> dict[str, Any]:
     facts: dict[str, Any] = {"kind": part.kind, "model": _MODELS.get(part.kind, part.kind)}
-    if hasattr(part, "matrix"):
+    if isinstance(part, Affine):
         return facts | _linear(part)
-    if hasattr(part, "grid"):
+    if isinstance(part, Dense | Spline):
         facts["grid"] = grid_facts(part.grid)
-        facts |= _on_grid(part, part.fine_grid(4) if part.kind == "spline" else part.grid)
-    return facts
+    grid = _sampling_grid(part)
+    return facts if grid is None else facts | _on_grid(part, grid)
+
+
+def _sampling_grid(part: Transform) -> Grid | None:
+    """Where to look at a part: on its own grid, of a spline four times between control points."""
+    if isinstance(part, Spline):
+        return part.fine_grid(4)
+    return part.grid if isinstance(part, Dense) else None
 
 
 def _linear(part: Affine) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from verimorph.transform.composite import Composite, chain
 from verimorph.transform.displacement import DisplacementField
 from verimorph.transform.inversion import NumericalInverse, map_points_back
 from verimorph.transform.linear import Affine, Decomposition, identity, rigid, similarity
-from verimorph.transform.protocol import Transform
+from verimorph.transform.protocol import Dense, Linear, Transform, parts_of
 from verimorph.transform.resampling import INTERPOLATIONS, resample
 from verimorph.transform.spline import Spline
 from verimorph.transform.velocity import VelocityField
@@ -19,7 +19,9 @@ __all__ = [
     "Affine",
     "Composite",
     "Decomposition",
+    "Dense",
     "DisplacementField",
+    "Linear",
     "NumericalInverse",
     "Spline",
     "Transform",
@@ -28,6 +30,7 @@ __all__ = [
     "identity",
     "looks_like_labels",
     "map_points_back",
+    "parts_of",
     "resample",
     "rigid",
     "similarity",

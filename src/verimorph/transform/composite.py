@@ -14,7 +14,7 @@ from verimorph.errors import InputError
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.transform import dense, resampling
-from verimorph.transform.protocol import Transform
+from verimorph.transform.protocol import Linear, Transform, parts_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +89,14 @@ def chain(parts: Iterable[Transform]) -> Transform:
 
 
 def _simplified(parts: Iterable[Transform]) -> list[Transform]:
+    from verimorph.transform.linear import Affine  # which needs chain() from here
+
     out: list[Transform] = []
     for part in parts:
-        for piece in getattr(part, "parts", (part,)):
-            if out and hasattr(piece, "matrix") and hasattr(out[-1], "matrix"):
-                out[-1] = type(piece)(piece.matrix @ out[-1].matrix)
+        for piece in parts_of(part):
+            before = out[-1] if out else None
+            if isinstance(piece, Linear) and isinstance(before, Linear):
+                out[-1] = Affine(piece.matrix @ before.matrix)
             else:
                 out.append(piece)
     without_identity = [part for part in out if part.kind != "identity"]

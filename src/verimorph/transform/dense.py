@@ -17,7 +17,7 @@ from torch import Tensor
 from verimorph import field
 from verimorph.errors import InputError
 from verimorph.grid import Grid
-from verimorph.transform.protocol import Transform
+from verimorph.transform.protocol import Dense, Linear, Transform, parts_of
 from verimorph.transform.trace import Trace, slab_index, slabs, transformed
 
 
@@ -36,13 +36,13 @@ def field_then_matrix(transform: Transform, grid: Grid) -> FieldThenMatrix | Non
     Parts are recognised by what they carry (``matrix``, or ``displacement`` with its ``grid``), not by their class.
     """
     check_dimensions(transform, grid)
-    parts = getattr(transform, "parts", (transform,))
+    parts = parts_of(transform)
     displacement = None
     matrix = np.eye(grid.ndim + 1)
     for position, part in enumerate(parts):
-        if hasattr(part, "matrix"):
+        if isinstance(part, Linear):
             matrix = part.matrix @ matrix
-        elif position == 0 and hasattr(part, "displacement") and part.grid.is_close(grid, tolerance_mm=1e-4):
+        elif position == 0 and isinstance(part, Dense) and part.grid.is_close(grid, tolerance_mm=1e-4):
             displacement = part.displacement.detach()
         else:
             return None

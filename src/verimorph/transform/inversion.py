@@ -15,7 +15,7 @@ from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.transform import dense, resampling
 from verimorph.transform.composite import chain
-from verimorph.transform.protocol import Transform
+from verimorph.transform.protocol import Linear, Transform, parts_of
 
 _ITERATIONS = 30
 _STEP_MM = 0.05
@@ -39,8 +39,8 @@ def map_points_back(
         field) get the best estimate, and a :class:`VerimorphWarning` says how many there are and how far off.
     """
     points = np.asarray(points, dtype=np.float64)
-    for part in reversed(getattr(transform, "parts", (transform,))):
-        points = part.inverse().map_points(points) if hasattr(part, "matrix") else _newton(part, points, tolerance_mm)
+    for part in reversed(parts_of(transform)):
+        points = part.inverse().map_points(points) if isinstance(part, Linear) else _newton(part, points, tolerance_mm)
     return points
 
 

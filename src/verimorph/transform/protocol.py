@@ -64,3 +64,33 @@ class Transform(Protocol):
     def jacobian_determinant(self, grid: Grid) -> Float[Tensor, "1 *space"]:
         """Local change of volume by the whole transform at every voxel of ``grid`` (1 = none, <= 0 = folded)."""
         ...
+
+
+@runtime_checkable
+class Linear(Transform, Protocol):
+    """A transform that is one matrix."""
+
+    @property
+    def matrix(self) -> Float[ndarray, "h h"]:
+        """Homogeneous world matrix, fixed to moving."""
+        ...
+
+
+@runtime_checkable
+class Dense(Transform, Protocol):
+    """A transform that is one displacement a voxel, whatever made it."""
+
+    @property
+    def grid(self) -> Grid:
+        """Where the displacement is known."""
+        ...
+
+    @property
+    def displacement(self) -> Float[Tensor, "1 d *space"]:
+        """Voxels of ``grid``."""
+        ...
+
+
+def parts_of(transform: Transform) -> tuple[Transform, ...]:
+    """The transforms that act one after the other; a transform that is no composite is its own only part."""
+    return tuple(getattr(transform, "parts", (transform,)))

@@ -71,7 +71,7 @@ def resample(
         voxels = _warped(array, simple.displacement, matrix, interpolation, background)
     else:
         trace = Trace(transform, reference, image.grid)
-        read = _reader(array, interpolation, _clipped(background, array.dtype, interpolation))
+        read = _reader(array, interpolation, background)
         voxels = np.empty(reference.shape, dtype=array.dtype)
         for planes in slabs(reference.shape):
             voxels[planes] = to_type(read(trace(planes)), array.dtype).reshape(voxels[planes].shape)
@@ -91,7 +91,7 @@ def _warped(
         # torch has no unsigned types beyond 8 bits: copying bits is all that nearest does, so signed ones serve.
         stored = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
         signed = stored.view(_SAME_SIZE.get(stored.dtype.name, stored.dtype))
-        outside = to_type(np.float64([background]), stored.dtype).view(signed.dtype)[0].item()
+        outside = to_type(np.array([background], dtype=np.float64), stored.dtype).view(signed.dtype)[0].item()
         source = torch.from_numpy(signed if signed.flags.writeable else signed.copy())[None, None]
         moved = field.warp(
             source.to(displacement.device), displacement, matrix=matrix, mode="nearest", background=outside
@@ -118,11 +118,6 @@ def to_type(values: ndarray, dtype: np.dtype) -> ndarray:
     return values.astype(dtype)
 
 
-def _clipped(background: float, dtype: np.dtype, interpolation: str) -> float | np.generic:
-    """Background as the voxel type can hold it (a reader of integers writes it straight into the result)."""
-    return to_type(np.float64([background]), dtype)[0] if interpolation in ("nearest", "labels") else background
-
-
 def _needs_double(array: ndarray) -> bool:
     """Whether float32 would round the voxels: integers beyond 2^24."""
     if not np.issubdtype(array.dtype, np.integer) or array.dtype.itemsize < 4 or array.size == 0:
@@ -130,14 +125,14 @@ def _needs_double(array: ndarray) -> bool:
     return max(abs(int(array.min())), abs(int(array.max()))) > 1 << 24
 
 
-def _reader(array: ndarray, interpolation: str, background: float | np.generic) -> Callable[[ndarray], ndarray]:
-    """Return the function that reads the image at indices ``(n, D)``."""
+def _reader(array: ndarray, interpolation: str, background: float) -> Callable[[ndarray], ndarray]:
+    """Return the function that reads the image at indices ``(D, n)``."""
     if interpolation in ("nearest", "labels"):
-        array = np.ascontiguousarray(array)
-    if interpolation == "nearest":
-        return lambda index: read_nearest(array, index, background)
-    if interpolation == "labels":
-        return lambda index: read_vote(array, index, background)
+        pick = read_nearest if interpolation == "nearest" else read_vote
+        whole = np.ascontiguousarray(array)
+        # Written straight into the result, so it must be what the type can hold.
+        outside = to_type(np.array([background], dtype=np.float64), array.dtype)[0]
+        return lambda index: pick(whole, index, outside)
     work = np.float64 if _needs_double(array) else np.float32
     if interpolation == "cubic":
         return _cubic_reader(array, work, background)
@@ -148,16 +143,17 @@ def _reader(array: ndarray, interpolation: str, background: float | np.generic) 
 
 
 def _cubic_reader(array: ndarray, work: type, background: float) -> Callable[[ndarray], ndarray]:
-    """Cubic B-spline with mirrored borders; the image is prefiltered once, not once a slab."""
+    """Cubic B-spline, mirrored at the border as ITK does it; the image is prefiltered once, not once a slab."""
     from scipy import ndimage
 
     coefficients = ndimage.spline_filter(array.astype(work), order=3, output=work, mode="mirror")
-    limit = np.array(array.shape)[:, None] - 1
 
     def read(index: ndarray) -> ndarray:
-        where = np.clip(index, 0, limit)
-        values = ndimage.map_coordinates(coefficients, where, np.float64, order=3, mode="mirror", prefilter=False)
-        values[~inside(index, array.shape)] = background
+        within = inside(index, array.shape)
+        values = np.full(index.shape[1], background, dtype=np.float64)
+        values[within] = ndimage.map_coordinates(
+            coefficients, index[:, within], order=3, mode="mirror", prefilter=False
+        )
         return values
 
     return read

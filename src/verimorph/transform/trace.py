@@ -17,7 +17,7 @@ from torch import Tensor
 
 from verimorph import field
 from verimorph.grid import Grid
-from verimorph.transform.protocol import Transform
+from verimorph.transform.protocol import Dense, Linear, Transform, parts_of
 
 POINTS_AT_ONCE = 1 << 17
 """Points handled together: 3 MB of float64 coordinates, which stay in the cache, and many beside the cost of a call."""
@@ -83,10 +83,10 @@ class Trace:
         """Where the voxels of some planes of axis 0 of ``start`` land, voxels of ``end``, float64."""
         points = slab_index(self.start.shape, planes)
         pending = self.start.affine  # from the coordinates in ``points`` to the world
-        for number, part in enumerate(getattr(self.transform, "parts", (self.transform,))):
-            if hasattr(part, "matrix"):
+        for number, part in enumerate(parts_of(self.transform)):
+            if isinstance(part, Linear):
                 pending = part.matrix @ pending
-            elif hasattr(part, "displacement"):
+            elif isinstance(part, Dense):
                 if number == 0 and part.grid.is_close(self.start, tolerance_mm=1e-4):
                     points += part.displacement[0, :, planes].detach().cpu().numpy().reshape(points.shape)
                 else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -11,9 +11,7 @@ from numpy import ndarray
 
 from verimorph.errors import InputError
 from verimorph.grid import Grid
-
-if TYPE_CHECKING:
-    from verimorph.transform import Transform
+from verimorph.transform import Dense, Linear, Transform, parts_of
 
 
 def as_grid(thing: Any, role: str) -> Grid | None:
@@ -27,17 +25,12 @@ def as_grid(thing: Any, role: str) -> Grid | None:
 
 def matrix_of(transform: Transform, format: str, instead: str = ".h5") -> Float[ndarray, "h h"]:
     """World matrix of a linear transform; anything else is refused with the format that could hold it."""
-    if not hasattr(transform, "matrix"):
+    if not isinstance(transform, Linear):
         raise InputError(
             f"the {format} format holds linear transforms only, this one is {_a(transform.kind)}; "
             f"write {instead} instead"
         )
     return transform.matrix
-
-
-def is_linear(transform: Transform) -> bool:
-    """Whether the transform is one matrix."""
-    return hasattr(transform, "matrix")
 
 
 def only_3d(transform: Transform, format: str) -> None:
@@ -59,8 +52,8 @@ def required(grid: Grid | None, role: str, format: str, ndim: int = 3) -> Grid:
 
 def dense_grid(transform: Transform, fixed: Grid | None, grid: Grid | None, format: str) -> Grid:
     """Grid on which a dense format samples the transform: the given one, that of its first field, or the fixed one."""
-    first = getattr(transform, "parts", (transform,))[0]
-    own = first.grid if hasattr(first, "displacement") else None
+    first = parts_of(transform)[0]
+    own = first.grid if isinstance(first, Dense) else None
     chosen = grid or own or fixed
     if chosen is None:
         raise InputError(

@@ -17,7 +17,7 @@ from verimorph.errors import InputError, VerimorphWarning
 from verimorph.grid import Grid
 from verimorph.io.transforms import itk, itk_field
 from verimorph.io.transforms.common import dense_grid, read_text
-from verimorph.transform import Transform, chain
+from verimorph.transform import Affine, Spline, Transform, chain
 
 _ENTRY = re.compile(r'^\s*\(\s*(\w+)((?:\s+(?:"[^"]*"|[^\s"()]+))*)\s*\)')
 _VALUE = re.compile(r'"([^"]*)"|([^\s"]+)')
@@ -142,10 +142,12 @@ def write(
     """
     d = transform.ndim
     where = grid or fixed
-    if hasattr(transform, "matrix"):
+    own: dict[str, list[Any]]
+    numbers: tuple[float, ...] = ()
+    if isinstance(transform, Affine):
         numbers = itk.to_simpleitk(transform).GetParameters()
         own = {"Transform": ["AffineTransform"], "CenterOfRotationPoint": [0.0] * d}
-    elif transform.kind == "spline":
+    elif isinstance(transform, Spline):
         made = itk.to_simpleitk(transform)
         numbers = made.GetParameters()
         size, origin, spacing, direction = np.split(np.array(made.GetFixedParameters()), [d, 2 * d, 3 * d])
@@ -163,7 +165,6 @@ def write(
         where = dense_grid(transform, fixed, grid, "elastix")
         beside = path.with_name(f"{path.stem}.field.mha")
         itk_field.write(transform, beside, grid=where)
-        numbers = ()
         own = {
             "Transform": ["DeformationFieldTransform"],
             "DeformationFieldFileName": [beside.name],

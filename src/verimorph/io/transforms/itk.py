@@ -19,7 +19,7 @@ from verimorph.errors import InputError
 from verimorph.grid import Grid
 from verimorph.io.itk import reason
 from verimorph.io.transforms.common import dense_grid, finite, matrix_of
-from verimorph.transform import Affine, DisplacementField, Spline, Transform, chain
+from verimorph.transform import Affine, Composite, Dense, DisplacementField, Spline, Transform, chain, parts_of
 from verimorph.transform.displacement import displacement_from_vectors, vectors_from_displacement
 
 LINEAR_SUFFIXES = (".mat",)
@@ -61,8 +61,8 @@ def write(
     suffix = path.suffix.lower()
     if suffix in LINEAR_SUFFIXES:
         transform = Affine(matrix_of(transform, "ANTs .mat"))
-    parts = getattr(transform, "parts", (transform,))
-    if suffix in TEXT_SUFFIXES and any(not hasattr(part, "matrix") and part.kind != "spline" for part in parts):
+    parts = parts_of(transform)
+    if suffix in TEXT_SUFFIXES and any(not isinstance(part, Affine | Spline) for part in parts):
         raise InputError(f"{path.name}: a dense field does not belong in a text file; write .h5 or .nii.gz instead")
     if any(not _native(part) for part in parts):
         where = dense_grid(transform, fixed, grid, "ITK")
@@ -124,22 +124,24 @@ def to_simpleitk(transform: Transform) -> Any:
     import SimpleITK as sitk
 
     d = transform.ndim
-    if hasattr(transform, "parts"):
+    if isinstance(transform, Composite):
         made = sitk.CompositeTransform(d)
         for part in reversed(transform.parts):
             made.AddTransform(to_simpleitk(part))
         return made
-    if hasattr(transform, "matrix"):
+    if isinstance(transform, Affine):
         linear = lps(d) @ transform.linear @ lps(d)
         return sitk.AffineTransform(linear.ravel().tolist(), (lps(d) @ transform.translation).tolist())
-    if transform.kind == "spline":
+    if isinstance(transform, Spline):
         return _to_spline(transform)
+    if not isinstance(transform, Dense):
+        raise InputError(f"ITK has no class for a {transform.kind} transform; sample it on a grid first")
     return sitk.DisplacementFieldTransform(vector_image(transform.displacement, transform.grid))
 
 
 def _native(part: Transform) -> bool:
     """Whether ITK has a class for a part."""
-    return hasattr(part, "matrix") or hasattr(part, "displacement") or part.kind == "spline"
+    return isinstance(part, Affine | Spline | Dense)
 
 
 def vector_image(displacement: Float[Tensor, "1 d *space"], grid: Grid, dtype: type = np.float64) -> Any:

@@ -45,7 +45,7 @@ def load_vectors(path: Path, format: str) -> tuple[ndarray, Grid, nib.Nifti1Head
 def load_header(path: Path) -> nib.Nifti1Image:
     """Open a NIfTI file without reading its voxels."""
     try:
-        return nib.load(path, mmap=False)
+        return nib.load(path, mmap=False)  # type: ignore[return-value]
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, zlib.error):
         raise InputError(f"{path}: not a readable NIfTI file; check or copy it again") from None
 

@@ -80,7 +80,7 @@ def write(
         only_3d(transform, "NiftyReg affine")
         write_matrix(path, matrix_of(transform, "NiftyReg affine", ".nii.gz"))
         return
-    if transform.kind == "spline":
+    if isinstance(transform, Spline):
         where, kind = transform.grid, SPLINE
         shifts = np.moveaxis(transform.coefficients[0].detach().cpu().double().numpy(), 0, -1)
         vectors = shifts + voxel_centres(where)

@@ -15,7 +15,7 @@ import numpy as np
 from verimorph.errors import InputError, MissingExtraError
 from verimorph.grid import Grid
 from verimorph.io.transforms.common import dense_grid, finite, only_3d, voxel_centres
-from verimorph.transform import Affine, DisplacementField, Transform, chain
+from verimorph.transform import Affine, DisplacementField, Transform, chain, parts_of
 from verimorph.transform.displacement import displacement_from_vectors, vectors_from_displacement
 
 FORMAT = "X5"
@@ -57,7 +57,7 @@ def write(
     """Write matrices and displacement fields as nodes, a composite with its chain."""
     only_3d(transform, FORMAT)
     x5, h5py = _library()
-    parts = getattr(transform, "parts", (transform,))
+    parts = parts_of(transform)
     x5.to_filename(path, [_to_node(x5, part, fixed, grid) for part in parts])
     if len(parts) > 1:
         with h5py.File(path, "r+") as file:
@@ -84,7 +84,7 @@ def _from_node(node: Any, path: Path) -> Transform:
 def _to_node(x5: ModuleType, part: Transform, fixed: Grid | None, grid: Grid | None) -> Any:
     metadata = {"WrittenBy": "verimorph"}
     kinds = ("space",) * 3 + ("vector",)
-    if hasattr(part, "matrix"):
+    if isinstance(part, Affine):
         domain = None if fixed is None else _domain(x5, fixed)
         return x5.X5Transform(
             type="linear",
