@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TEMPLATE = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 LARGEST_MEAN_ERROR_MM = 1.0
 MARGIN_MM = 12.0
+MOVING_SPACING_MM = (1.0, 1.0, 1.2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,7 @@ def template() -> tuple[Image, Image]:
     box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
     affine = whole.grid.affine.copy()
     affine[:3, 3] = whole.grid.index_to_world(first)
-    grid = Grid(tuple(last - first), affine)
+    grid = Grid(tuple(int(n) for n in last - first), affine)
     fixed = Image.from_array(np.ascontiguousarray(whole.array[box]), grid, name="MNI152 T1 template")
     return fixed, Image.from_array(inside[box].astype(np.uint8), grid, name="brain mask")
 
@@ -96,10 +97,10 @@ def make_pair(*, seed: int = 0, mean_mm: float = 6.0) -> KnownPair:
     truth = random_transform(fixed.grid, mask=brain.array > 0, mean_mm=mean_mm, seed=seed)
     rim = truth.map_points(fixed.grid.index_to_world(np.argwhere(brain.array > 0)[::97]))
     low, high = rim.min(0) - MARGIN_MM, rim.max(0) + MARGIN_MM
-    spacing = np.array([1.0, 1.0, 1.2])
+    spacing = np.array(MOVING_SPACING_MM)
     affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
     affine[:3, 3] = high[0], high[1], low[2]
-    grid = Grid(tuple(np.ceil((high - low) / spacing).astype(int) + 1), affine)
+    grid = Grid(tuple(int(n) + 1 for n in np.ceil((high - low) / spacing)), affine)
     moving = replace(scan(_deformed(fixed, brain, truth, grid), seed=seed), name="deformed template")
     return KnownPair(fixed, moving, truth, brain)
 

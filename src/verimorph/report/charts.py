@@ -11,6 +11,8 @@ import numpy as np
 
 WIDTH, HEIGHT = 340.0, 150.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 8.0, 22.0, 30.0
+SEPARATE = ("start",)
+"""Stages whose values belong to candidates beside each other: drawn as dots."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class Chart:
-    """One stage: its levels side by side over all iterations of the stage, objective upwards."""
+    """One stage: its levels side by side over all iterations of the stage, objective upwards.
+
+    ``tried`` tells that the values are of separate candidates, not of steps towards one.
+    """
 
     stage: str
     segments: list[Segment]
     ticks: list[tuple[float, str]]
     iterations: int
     summary: str
+    tried: bool = False
 
 
 def convergence(history: Sequence[Any]) -> list[Chart]:
@@ -60,7 +66,7 @@ def convergence(history: Sequence[Any]) -> list[Chart]:
             x = LEFT + across * (done + np.arange(len(run)) + 0.5)
             y = TOP + upwards * (high - run)
             points = [f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True) if np.isfinite(b)]
-            path = f"M{points[0]}L{' '.join(points[1:] or points)}" if points else ""
+            path = "".join(f"M{p}h0" for p in points) if stage in SEPARATE else _curve(points)
             start, end = LEFT + across * done, LEFT + across * (done + len(run))
             name = f"1/{level:g}" if level != 1 else "full"
             segments.append(Segment(name, path, start, end, f"{run[0]:.4g}", f"{run[-1]:.4g}", len(run)))
@@ -69,8 +75,12 @@ def convergence(history: Sequence[Any]) -> list[Chart]:
         digits = max(0, int(np.ceil(-np.log10(step) - 1e-9)) + (f"{step:.1e}"[2] != "0"))
         marks = [(float(TOP + upwards * (high - t)), f"{t:.{digits}f}") for t in ticks]
         summary = "; ".join(f"level {s.level}: {s.iterations} iterations, {s.first} to {s.last}" for s in segments)
-        charts.append(Chart(str(stage), segments, marks, len(values), summary))
+        charts.append(Chart(str(stage), segments, marks, len(values), summary, stage in SEPARATE))
     return charts
+
+
+def _curve(points: list[str]) -> str:
+    return f"M{points[0]}L{' '.join(points[1:] or points)}" if points else ""
 
 
 def _ticks(low: float, high: float, count: int = 4) -> list[float]:

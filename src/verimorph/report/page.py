@@ -18,9 +18,10 @@ from verimorph import __version__
 from verimorph.evaluate.score import without_nan
 from verimorph.field import sample
 from verimorph.io.safe import replacing
+from verimorph.prepare import default_background
 from verimorph.report import charts, facts, paint
 from verimorph.report.pictures import Painter, Place
-from verimorph.report.survey import Survey, background_of, coarse
+from verimorph.report.survey import Survey, coarse
 from verimorph.report.view import tilt_degrees
 from verimorph.transform import identity
 
@@ -124,7 +125,7 @@ def _survey(r: Registration, tensors: dict[str, torch.Tensor]) -> tuple[Survey, 
     fixed, grid = coarse(tensors["fixed"], r.fixed.grid)
     moving, moving_grid = coarse(tensors["moving"], r.moving.grid)
     after, _ = coarse(tensors["moved"], r.fixed.grid)
-    background = background_of(r.moving)
+    background = default_background(tensors["moving"])
     shape = (1, grid.ndim, *grid.shape)
     points = grid.index_to_world(
         np.stack(np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij"), -1).reshape(-1, grid.ndim)

@@ -13,7 +13,7 @@ from torch import Tensor
 from verimorph.field import sample
 from verimorph.grid import Grid
 from verimorph.report import lines, paint
-from verimorph.report.survey import Survey, background_of, coarse
+from verimorph.report.survey import Survey, coarse
 from verimorph.report.view import Plane, planes_through
 
 VOLUME_RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
@@ -105,7 +105,7 @@ class Painter:
     def _view(self, plane: Plane, key: str) -> View:
         r = self.registration
         background = self.survey.background
-        fixed = plane.values(self.fixed, r.fixed.grid, background=background_of(r.fixed))
+        fixed = plane.values(self.fixed, r.fixed.grid)
         after = plane.values(self.moved, r.moved.grid, background=background)
         before = self._through(plane, self.start, background)
         jacobian = plane.values(self.jacobian, r.jacobian.grid, background=1.0)

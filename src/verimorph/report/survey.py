@@ -108,8 +108,8 @@ class Survey:
     @cached_property
     def body(self) -> Float[Tensor, "1 1 *space"]:
         """The foreground with its holes closed, as 0 and 1: where maps are worth showing."""
-        share = box_mean(torch.from_numpy(self.foreground.astype(np.float32))[None, None], 3)
-        return (share > 0.3).float()
+        inside = torch.from_numpy(self.foreground)[None, None]
+        return (inside | (box_mean(inside.float(), 3) > 0.45)).float()
 
     @cached_property
     def middle(self) -> Float[ndarray, " d"]:
@@ -161,8 +161,3 @@ class Survey:
                 k: mutual_information(fixed, v[0, 0].numpy()[inside]) for k, v in moving.items()
             },
         }
-
-
-def background_of(image: Image) -> float:
-    """Value that stands for "nothing": the minimum where it is negative (computed tomography), else 0."""
-    return float(min(0.0, image.array[tuple(slice(None, None, 3) for _ in image.grid.shape)].min()))
