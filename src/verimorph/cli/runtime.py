@@ -62,8 +62,10 @@ def set_threads(threads: int | None) -> int:
     if threads is not None and threads < 1:
         raise OptionError(f"--threads is {threads}; give 1 or more, or leave it out to use all {available_threads()}")
     count = threads or int(os.environ.get("OMP_NUM_THREADS", 0) or 0) or available_threads()
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[variable] = str(count)
+    # NumPy and SciPy see only matrices of a dozen unknowns here; waking threads for those costs more than the sums.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(count)
     return count
 

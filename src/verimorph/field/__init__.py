@@ -12,6 +12,7 @@ from verimorph.field.pyramid import shrink
 from verimorph.field.resize import resize, resize_displacement
 from verimorph.field.sample import sample, sample_field, voxel_index, warp, warp_with_gradient
 from verimorph.field.smooth import box_mean, gaussian_smooth
+from verimorph.field.unfold import unfold
 
 __all__ = [
     "Inversion",
@@ -26,6 +27,7 @@ __all__ = [
     "sample",
     "sample_field",
     "shrink",
+    "unfold",
     "voxel_index",
     "warp",
     "warp_with_gradient",

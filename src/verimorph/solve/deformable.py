@@ -27,6 +27,7 @@ from verimorph.field import (
     gaussian_smooth,
     invert,
     resize_displacement,
+    unfold,
     warp,
     warp_with_gradient,
 )
@@ -58,7 +59,7 @@ class DeformableSettings:
     """
 
     update_sigma: float = math.sqrt(3)
-    total_sigma: float = 0.5
+    total_sigma: float = 0.4
     step_voxels: float = 1.0
     symmetric: bool = False
     free_axes: tuple[bool, ...] | None = None
@@ -212,7 +213,7 @@ class _OneDirectional:
         return value
 
     def result(self, grid: Grid) -> DeformableResult:
-        displacement = _on_grid(self.field, grid, None)
+        displacement = unfold(_on_grid(self.field, grid, None))
         return DeformableResult(displacement, _invert_coarse_to_fine(displacement, grid))
 
 
@@ -273,9 +274,9 @@ class _Symmetric:
         return mask
 
     def result(self, grid: Grid) -> DeformableResult:
-        parts = [_on_grid(field, grid, None) for field in self.fields]
+        parts = [unfold(_on_grid(field, grid, None)) for field in self.fields]
         inverses = [_invert_coarse_to_fine(part, grid) for part in parts]
-        forward = compose(parts[1], inverses[0].displacement)
+        forward = unfold(compose(parts[1], inverses[0].displacement))
         backward = compose(parts[0], inverses[1].displacement)
         refined = invert(forward, start=backward, iterations=8, tolerance=_TOLERANCE)
         return DeformableResult(forward, refined)

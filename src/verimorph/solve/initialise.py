@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +17,7 @@ from verimorph.errors import OptionError, nearest
 from verimorph.solve.linear import LinearObjective, centre_of_mass, principal_axes, solve_linear
 from verimorph.solve.measure import Measure
 from verimorph.solve.progress import Recorder
-from verimorph.solve.pyramid import Level
+from verimorph.solve.pyramid import Level, Volume
 
 STARTS = ("auto", "header", "identity", "centre", "centre-of-mass", "moments", "search")
 
@@ -70,45 +71,57 @@ def find_start(
         "centre-of-mass": _shift(masses[1] - masses[0]),
     }
     turned = {f"moments {k + 1}": m for k, m in enumerate(_moment_starts(level, masses))}
+    race = _Race(level, measure, free_axes, recorder, objective)
     if method == "moments":
-        return _best(turned, level, measure, free_axes, recorder, objective)[:2]
+        return race.run(turned)[:2]
     if free_axes is not None and not all(free_axes):
         turned = {}
     else:
         turned |= {f"turn {k + 1}": m for k, m in enumerate(_right_angled_starts(d, masses))}
-    matrix, name, value = _best(upright, level, measure, free_axes, recorder, objective)
-    # Only the better half of the turns is worth a descent: their values before it already tell most of it.
-    ranked = sorted(turned, key=lambda key: objective.value_and_slope(turned[key])[0])
-    chosen = {key: turned[key] for key in ranked[: max(6, len(ranked) // 3)]}
-    if chosen:
-        other, other_name, other_value = _best(chosen, level, measure, free_axes, recorder, objective)
-        # Measures are negative or near 1 minus a correlation; the margin is on the distance from no likeness at all.
-        neutral = _unlikeness(objective, matrix)
-        margin = _TURN_MARGIN * max(neutral - value, 0.0) if method == "auto" else 0.0
+    matrix, name, value = race.run(upright)
+    if turned:
+        other, other_name, other_value = race.run(turned)
+        # The margin is a part of what the best upright start gains over no likeness at all.
+        margin = _TURN_MARGIN * max(_unlikeness(objective, matrix) - value, 0.0) if method == "auto" else 0.0
         if other_value < value - margin:
             return other, other_name
     return matrix, name
 
 
-def _best(
-    candidates: dict[str, np.ndarray],
-    level: Level,
-    measure: Measure,
-    free_axes: Sequence[bool] | None,
-    recorder: Recorder | None,
-    objective: LinearObjective,
-) -> tuple[np.ndarray, str, float]:
-    """Descend every candidate by a few rigid iterations and return the one of lowest value."""
-    found: list[tuple[float, int, str, np.ndarray]] = []
-    for order, (name, start) in enumerate(candidates.items()):
+@dataclass
+class _Race:
+    """Descends many starts a little, the promising ones further."""
+
+    level: Level
+    measure: Measure
+    free_axes: Sequence[bool] | None
+    recorder: Recorder | None
+    objective: LinearObjective
+
+    def run(self, starts: dict[str, np.ndarray]) -> tuple[np.ndarray, str, float]:
+        """Return matrix, name and value of the winner.
+
+        Values before any descent choose six, a short rigid descent of those chooses two, a longer one the winner.
+        """
+        field = [(self.objective.value_and_slope(matrix)[0], name, matrix) for name, matrix in starts.items()]
+        for survivors, iterations in ((6, 5), (2, 15)):
+            field = [self._descend(*entry, iterations) for entry in sorted(field, key=lambda e: e[0])[:survivors]]
+        value, name, matrix = min(field, key=lambda entry: entry[0])
+        return matrix, name, value
+
+    def _descend(self, value: float, name: str, matrix: np.ndarray, iterations: int) -> tuple[float, str, np.ndarray]:
         matrix, value = solve_linear(
-            level=level, measure=measure, start=start, kind="rigid", iterations=15, free_axes=free_axes
+            level=self.level,
+            measure=self.measure,
+            start=matrix,
+            kind="rigid",
+            iterations=iterations,
+            free_axes=self.free_axes,
+            objective=self.objective,
         )
-        found.append((value, order, name, matrix))
-        if recorder is not None:
-            recorder.record("start", level.shrink, order, len(candidates), value, 15 * objective.voxels)
-    value, _, name, matrix = min(found, key=lambda item: item[:2])
-    return matrix, name, value
+        if self.recorder is not None:
+            self.recorder.record("start", self.level.shrink, 0, 1, value, iterations * self.objective.voxels / 4)
+        return value, name, matrix
 
 
 def _unlikeness(objective: LinearObjective, matrix: np.ndarray) -> float:
@@ -124,7 +137,7 @@ def _shift(vector: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def _masked_mass(volume) -> np.ndarray:
+def _masked_mass(volume: Volume) -> np.ndarray:
     tensor = volume.tensor if volume.mask is None else volume.tensor * volume.mask
     return centre_of_mass(tensor, volume.grid)
 

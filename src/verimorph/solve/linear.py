@@ -1,8 +1,8 @@
 """Rigid, similarity and affine alignment by quasi-Newton descent on a dense measure.
 
 Unknowns are increments of a matrix about the centre of the fixed image, in the frame of its axes, scaled so that one
-unit moves a typical voxel by about one millimetre (what ITK calls scales from physical shift). The gradient is exact: the
-measure's gradient with respect to the moved image, times the image gradient, summed against the voxel coordinates.
+unit moves a typical voxel by about one millimetre (what ITK calls scales from physical shift). The gradient is exact:
+the measure's gradient with respect to the moved image, times the image gradient, summed against voxel coordinates.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 from scipy.optimize import minimize
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from verimorph.field import voxel_index, warp_with_gradient
@@ -49,7 +48,7 @@ class LinearModel:
         # Root mean square distance of voxels from the centre: a unit of shape change moves points by about 1 mm.
         self.radius_mm = float(np.sqrt((grid.extent**2).sum() / 12))
         generators = []
-        for axis in np.flatnonzero(free):
+        for axis in np.flatnonzero(free).tolist():
             generators.append(self._entry(axis, d))
         for i in range(d):
             for j in range(d):
@@ -58,7 +57,7 @@ class LinearModel:
                 if kind in ("rigid", "similarity") and i < j and free[i] and free[j]:
                     generators.append((self._entry(i, j) - self._entry(j, i)) / self.radius_mm)
         if kind == "similarity":
-            generators.append(sum(self._entry(i, i) for i in np.flatnonzero(free)) / self.radius_mm)
+            generators.append(sum(self._entry(i, i) for i in np.flatnonzero(free).tolist()) / self.radius_mm)
         self._generators = np.array(generators)
 
     def _entry(self, row: int, column: int) -> np.ndarray:
@@ -73,35 +72,37 @@ class LinearModel:
 
     def increment(self, theta: Float[ndarray, " p"]) -> Float[ndarray, "h h"]:
         """Return the matrix for the parameters, in world coordinates."""
+        return self._frame @ self._local(theta) @ self._frame_inverse
+
+    def _local(self, theta: np.ndarray) -> np.ndarray:
+        """The increment in the frame of the fixed axes, about the fixed centre."""
         d = self.ndim
-        tangent = np.tensordot(theta, self._generators, 1)
-        local = np.eye(d + 1)
+        tangent = (theta @ self._generators.reshape(self.size, -1)).reshape(d + 1, d + 1)
         if self.kind == "affine":
-            local += tangent
-        else:
-            shape = tangent[:d, :d]
-            scale = np.trace(shape) / max(1, np.count_nonzero(np.diag(self._generators[-1])))
-            skew = (shape - shape.T) / 2
-            local[:d, :d] = _rotation(skew)
-            stretched = np.diag(self._generators[-1])[:d] != 0 if self.kind == "similarity" else np.zeros(d, dtype=bool)
-            local[:d, :d] *= np.where(stretched, np.exp(scale), 1.0)[:, None]
-            local[:d, d] = tangent[:d, d]
-        return self._frame @ local @ self._frame_inverse
+            return np.eye(d + 1) + tangent
+        local = np.eye(d + 1)
+        skew = (tangent[:d, :d] - tangent[:d, :d].T) / 2
+        stretch = np.exp(np.diag(tangent)[:d])
+        local[:d, :d] = stretch[:, None] * _rotation(skew)
+        local[:d, d] = tangent[:d, d]
+        return local
 
     def gradient(self, start: np.ndarray, theta: np.ndarray, slope: Float[ndarray, "h h"]) -> Float[ndarray, " p"]:
         """Chain rule: derivative by the parameters from the derivative by the matrix ``start @ increment(theta)``.
 
-        The increments are analytic in 12 numbers at most; central differences of the matrix itself (no image involved)
-        are exact to 1e-9 and serve every kind.
+        Affine increments are linear in theta. Rotations are differentiated by central differences of the small matrix
+        (no image is involved; exact to 1e-9).
         """
+        pulled = (start @ self._frame).T @ slope @ self._frame_inverse.T
+        if self.kind == "affine":
+            return np.tensordot(self._generators, pulled, 2)
         step = 1e-4
         out = np.empty(len(theta))
         for k in range(len(theta)):
             ahead, behind = theta.copy(), theta.copy()
             ahead[k] += step
             behind[k] -= step
-            change = start @ (self.increment(ahead) - self.increment(behind)) / (2 * step)
-            out[k] = float((change * slope).sum())
+            out[k] = float(((self._local(ahead) - self._local(behind)) * pulled).sum()) / (2 * step)
         return out
 
 
@@ -110,7 +111,10 @@ def _rotation(skew: np.ndarray) -> np.ndarray:
     if len(skew) == 2:
         cosine, sine = np.cos(skew[1, 0]), np.sin(skew[1, 0])
         return np.array([[cosine, -sine], [sine, cosine]])
-    return Rotation.from_rotvec([skew[2, 1], skew[0, 2], skew[1, 0]]).as_matrix()
+    # Rodrigues; for tiny angles its quotients become their limits 1 and 1/2.
+    angle = float(np.sqrt(skew[2, 1] ** 2 + skew[0, 2] ** 2 + skew[1, 0] ** 2))
+    first, second = (1.0, 0.5) if angle < 1e-8 else (np.sin(angle) / angle, (1 - np.cos(angle)) / angle**2)
+    return np.eye(3) + first * skew + second * (skew @ skew)
 
 
 class LinearObjective:
@@ -167,6 +171,7 @@ def solve_linear(
     free_axes: Sequence[bool] | None = None,
     tolerance: float = 1e-5,
     record: Callable[[int, float], None] | None = None,
+    objective: LinearObjective | None = None,
 ) -> tuple[Float[ndarray, "h h"], float]:
     """Minimise a measure over the matrices of one kind by L-BFGS.
 
@@ -182,13 +187,15 @@ def solve_linear(
         Stop when the relative change of the value falls below it.
     record
         Called with the number of the evaluation and its value.
+    objective
+        The same measure on the same level, where it has been made before.
 
     Returns
     -------
     matrix, value
         The best matrix found and its value.
     """
-    objective = LinearObjective(level, measure)
+    objective = objective or LinearObjective(level, measure)
     model = LinearModel(kind, level.fixed.grid, free_axes)
     if model.size == 0:
         return start, objective.value_and_slope(start)[0]

@@ -27,7 +27,7 @@ class Preset:
 
 PRESETS = {
     "fast": Preset((4, 2), (100, 50), DeformableSettings()),
-    "balanced": Preset((4, 2, 1), (100, 70, 30), DeformableSettings()),
+    "balanced": Preset((4, 2, 1), (100, 70, 40), DeformableSettings()),
     "best": Preset((8, 4, 2, 1), (200, 150, 100, 60), DeformableSettings(convergence=1e-4)),
 }
 
