@@ -57,6 +57,11 @@ def lookup(tensors: Tensors, name: str, asked_by: str) -> Tensor:
     return tensors[name]
 
 
+def _reference(source: Tensor | None) -> tuple[Callable[[], Tensor | None], int]:
+    """What tells later whether a tensor is still the same, without keeping it alive."""
+    return ((lambda: None), 0) if source is None else (weakref.ref(source), source._version)
+
+
 class _Kept:
     """Statistics of the last fixed image and mask, valid while both are the same unchanged tensors."""
 
@@ -66,12 +71,12 @@ class _Kept:
 
     def get(self, make: Callable[[], Any], *sources: Tensor | None) -> Any:
         same = len(self._sources) == len(sources) and all(
-            reference() is source and version == source._version if source is not None else reference is None
+            reference() is source and (source is None or version == source._version)
             for (reference, version), source in zip(self._sources, sources, strict=True)
         )
         if not same:
             self._value = make()
-            self._sources = tuple((None, 0) if s is None else (weakref.ref(s), s._version) for s in sources)
+            self._sources = tuple(_reference(source) for source in sources)
         return self._value
 
 

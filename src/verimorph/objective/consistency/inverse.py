@@ -51,13 +51,13 @@ def _check(field: Tensor, inverse: Tensor) -> None:
 @full_precision
 def inverse_consistency(
     field: Float[Tensor, "b d *space"],
-    inverse: Float[Tensor, "b d *space"],
+    inverse: Float[Tensor, "b d *other"],
     *,
     both: bool = True,
     jitter: float = 0.0,
     generator: torch.Generator | None = None,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     spacing: tuple[float, ...] | None = None,
     reduction: Reduction = "mean",
     map: bool = False,
@@ -105,11 +105,11 @@ def inverse_consistency(
 @full_precision
 def gradient_inverse_consistency(
     field: Float[Tensor, "b d *space"],
-    inverse: Float[Tensor, "b d *space"],
+    inverse: Float[Tensor, "b d *other"],
     *,
     both: bool = True,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     spacing: tuple[float, ...] | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:

@@ -16,8 +16,8 @@ def cross_entropy(
     moved_labels: Float[Tensor, "b k *space"],
     *,
     epsilon: float = 1e-6,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     reduction: Reduction = "mean",
     map: bool = False,
 ) -> Tensor:

@@ -57,8 +57,8 @@ def soft_dice(
     squared: bool = False,
     smooth: float = 1e-5,
     include_background: bool = False,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """Soft Dice loss, mean over labels of 1 - (2 sum p t + smooth) / (sum p + sum t + smooth).
@@ -97,8 +97,8 @@ def generalised_dice(
     volume_weight: VolumeWeight = "square",
     smooth: float = 1e-5,
     include_background: bool = False,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """Generalised Dice loss: labels pooled with weights from their volume.
@@ -109,16 +109,16 @@ def generalised_dice(
         w_k = 1 / (sum t_k)^2 (square), 1 / sum t_k (simple), 1 (uniform); absent labels take the largest w
 
     Range [0, 1], 0 best. Dimensionless. Computed by MONAI's ``GeneralizedDiceLoss`` (extra ``train``), except
-    with a weight map, which MONAI does not take.
+    with a weight map or a gradient by the fixed labels, neither of which MONAI takes.
 
     Source: Sudre et al., DLMIA 2017.
     """
     if volume_weight not in ("square", "simple", "uniform"):
         raise OptionError(f"unknown volume_weight '{volume_weight}'; known: square, simple, uniform")
     fixed, moved = _prepare(fixed_labels, moved_labels, mask, include_background)
-    if weight is not None:
+    if weight is not None or fixed.requires_grad:
         inner, sizes = _overlap(fixed, moved, weight, False)
-        volume = (fixed * spread(weight, moved)).flatten(2).sum(2)
+        volume = (fixed if weight is None else fixed * spread(weight, moved)).flatten(2).sum(2)
         power = {"square": 2, "simple": 1, "uniform": 0}[volume_weight]
         shares = volume.clamp_min(1e-12).pow(-power)
         absent = volume <= 0
@@ -141,8 +141,8 @@ def partial_dice(
     squared: bool = False,
     smooth: float = 1e-5,
     include_background: bool = False,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """Soft Dice over the labels that were drawn in both images of a pair and that one of them contains.

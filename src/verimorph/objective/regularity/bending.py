@@ -33,8 +33,8 @@ def bending(
     field: Float[Tensor, "b d *space"],
     *,
     stencil: Stencil = "compact",
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     spacing: tuple[float, ...] | None = None,
     reduction: Reduction = "mean",
     map: bool = False,
@@ -59,8 +59,8 @@ def bending(
 
     Source: Rueckert et al. 1999 (IEEE TMI 18:712).
 
-    Differs from: MONAI ``BendingEnergyLoss(normalize=False)`` by nothing with ``stencil="nested"``; forms without the
-    factor 2 of the mixed terms, or summed over components.
+    Differs from: MONAI ``BendingEnergyLoss(normalize=False)`` by nothing since its release 1.6, and before that by
+    nothing with ``stencil="nested"``; forms without the factor 2 of the mixed terms, or summed over components.
     """
     if stencil not in ("compact", "nested"):
         raise OptionError(f"unknown stencil '{stencil}' of bending; known: compact, nested")

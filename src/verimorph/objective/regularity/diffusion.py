@@ -61,8 +61,8 @@ class _Diffusion(torch.autograd.Function):
 def diffusion(
     field: Float[Tensor, "b d *space"],
     *,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     spacing: tuple[float, ...] | None = None,
     reduction: Reduction = "mean",
     map: bool = False,

@@ -88,8 +88,8 @@ def jacobian_folding(
     *,
     margin: float = 0.0,
     stencil: JacobianStencil = "corners",
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     reduction: Reduction = "mean",
     map: bool = False,
 ) -> Tensor:
@@ -122,8 +122,8 @@ def jacobian_volume(
     form: VolumeForm = "log",
     floor: float = 0.01,
     stencil: JacobianStencil = "forward",
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     reduction: Reduction = "mean",
     map: bool = False,
 ) -> Tensor:

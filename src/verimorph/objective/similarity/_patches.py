@@ -24,7 +24,7 @@ def _tiled(image: Tensor, edges: Sequence[int], offset: Sequence[int]) -> Float[
 def patches(
     fixed: Float[Tensor, "b c *space"],
     moved: Float[Tensor, "b c *space"],
-    share: Float[Tensor, "b 1 *space"] | None,
+    share: Float[Tensor, "#b 1 *space"] | None,
     edges: Sequence[int],
     offset: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -61,8 +61,8 @@ def correlation_ratio(
     intensity_range: tuple[float, float] | None = (0.0, 1.0),
     epsilon: float = 1e-8,
     published: bool = False,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """One minus the correlation ratio, symmetrised: 1 - (eta^2(F given W) + eta^2(W given F)) / 2.
@@ -116,8 +116,8 @@ def local_correlation_ratio(
     sigma_ratio: float = 1.0,
     intensity_range: tuple[float, float] | None = (0.0, 1.0),
     epsilon: float = 1e-8,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     spacing: tuple[float, ...] | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:

@@ -21,8 +21,8 @@ def feature_distance(
     *,
     measure: FeatureMeasure = "squared",
     epsilon: float = 1e-8,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     reduction: Reduction = "mean",
     map: bool = False,
 ) -> Tensor:

@@ -28,8 +28,8 @@ def ngf(
     moved: Float[Tensor, "b c *space"],
     *,
     noise: float = 1.0,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     spacing: tuple[float, ...] | None = None,
     reduction: Reduction = "mean",
     map: bool = False,
@@ -57,9 +57,11 @@ def ngf(
     for image in (fixed, moved):
         gradient = image_gradient(image, steps)
         square = gradient.square().sum(0)
-        # sqrt has no slope at 0: the tiny constant stands for it.
-        magnitude = weighted_mean((square + 1e-20).sqrt(), inside)
-        eta = noise * magnitude.view(-1, *(1,) * (image.ndim - 1))
+        # sqrt has no slope at 0: the tiny constant stands for it. Each channel has its own mean.
+        size = (square + 1e-20).sqrt()
+        channels = [weighted_mean(size[:, c : c + 1], inside) for c in range(size.shape[1])]
+        magnitude = torch.stack(channels, 1).view(*size.shape[:2], *(1,) * (image.ndim - 2))
+        eta = noise * magnitude
         normals.append(gradient * torch.rsqrt(square + eta**2 + 1e-12))
     local = 1 - (normals[0] * normals[1]).sum(0).square()
     return reduce_local(local, mask=mask, weight=weight, reduction=reduction, map=map)

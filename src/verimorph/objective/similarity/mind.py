@@ -253,8 +253,8 @@ def mind_value_and_gradient(
     fixed_descriptors: Float[Tensor, "b k *space"],
     moved_descriptors: Float[Tensor, "b k *space"],
     *,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     gradient: bool = True,
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b k *space"] | None]:
     """Distance of descriptors and its gradient by the moved ones, for solvers that warp descriptors made once.
@@ -275,8 +275,8 @@ def mind_distance(
     dilation: int | tuple[int, ...] = 2,
     sigma: float = 0.5,
     dilation_mm: float | None = None,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     spacing: tuple[float, ...] | None = None,
     reduction: Reduction = "mean",
     map: bool = False,

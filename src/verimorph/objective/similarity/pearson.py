@@ -16,8 +16,8 @@ def pearson(
     moved: Float[Tensor, "b c *space"],
     *,
     epsilon: float = 1e-10,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     reduction: Reduction = "mean",
     map: bool = False,
 ) -> Tensor:

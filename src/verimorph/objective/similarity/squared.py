@@ -20,8 +20,8 @@ def mse_value_and_gradient(
     fixed: Float[Tensor, "b c *space"],
     moved: Float[Tensor, "b c *space"],
     *,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     gradient: bool = True,
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c *space"] | None]:
     """`mse` of every item and its gradient with respect to ``moved``, (2/N) w (W - F), without autograd."""
@@ -67,8 +67,8 @@ def mse(
     fixed: Float[Tensor, "b c *space"],
     moved: Float[Tensor, "b c *space"],
     *,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     reduction: Reduction = "mean",
     map: bool = False,
 ) -> Tensor:
@@ -110,8 +110,8 @@ def mae(
     fixed: Float[Tensor, "b c *space"],
     moved: Float[Tensor, "b c *space"],
     *,
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     reduction: Reduction = "mean",
     map: bool = False,
 ) -> Tensor:

@@ -23,8 +23,8 @@ def ssim(
     k1: float = 0.01,
     k2: float = 0.03,
     border: MomentBorder = "valid",
-    mask: Float[Tensor, "b 1 *space"] | None = None,
-    weight: Float[Tensor, "b 1 *space"] | None = None,
+    mask: Float[Tensor, "#b 1 *space"] | None = None,
+    weight: Float[Tensor, "#b 1 *space"] | None = None,
     reduction: Reduction = "mean",
     map: bool = False,
 ) -> Tensor:
