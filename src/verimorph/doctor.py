@@ -50,7 +50,8 @@ def examine() -> dict[str, Any]:
         ``problems``, a list of lines that each say what is wrong and what to do.
     """
     problems: list[str] = []
-    facts = {
+    packages = {name: _version(name) for name in _CORE}
+    facts: dict[str, Any] = {
         "verimorph": _version("verimorph"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}, {_processor()}",
@@ -60,10 +61,10 @@ def examine() -> dict[str, Any]:
         "allocator": _allocator(),
         "kernels": _kernels(problems),
         "extras": {name: _extra(name) for name in EXTRAS},
-        "packages": {name: _version(name) for name in _CORE},
+        "packages": packages,
         "browser": browser(),
     }
-    for name, version in facts["packages"].items():
+    for name, version in packages.items():
         if version is None:
             problems.append(f"{name} is missing; run: pip install verimorph")
     facts["problems"] = problems

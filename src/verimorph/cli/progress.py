@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from verimorph.cli.runtime import error_console
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-
-class Event(Protocol):
-    """What a solver tells while it works."""
-
-    stage: str
-    level: int
-    """Shrink factor of the current level; 1 is full size."""
-    iteration: int
-    iterations: int
-    value: float
-    """Value of the objective; lower is better."""
-    fraction: float
-    """How much of the whole job is done, 0 to 1."""
+    from verimorph.solve.progress import Event
 
 
 class ProgressBar:
