@@ -11,7 +11,7 @@ import pytest
 from verimorph.errors import InputError, OptionError
 from verimorph.evaluate import challenge
 from verimorph.evaluate.cases import find_results, read_task
-from verimorph.evaluate.cohort import evaluate_cohort
+from verimorph.evaluate.many import evaluate_cohort
 
 
 def write(path, text):
@@ -173,3 +173,20 @@ def test_label_summary_is_over_the_cases_that_have_the_label(submission):
     rows = [row for row in cohort.label_summary() if row["measure"] == "dice"]
     assert [(row["label"], row["n"]) for row in rows] == [(1, 2), (2, 2)]
     assert rows[0]["mean"] == pytest.approx(0.8)
+
+
+def test_robustness_figures_are_three_and_named(submission, random):
+    for m in (0, 1):
+        for n in (1, 2):
+            points = np.column_stack([np.linspace(2, 13, 40), np.full(40, 6.0 + m), np.linspace(3, 12, 40)])
+            np.savetxt(submission / "landmarksTs" / f"TASK_000{n}_000{m}.csv", points, delimiter=",")
+    task = read_task(submission / "task.json")
+    cohort = evaluate_cohort(task, {"ours": submission / "submission"}, mode="challenge")
+    rows = {(r["definition"], r["measure"], r["method"]): r["value"] for r in cohort.robustness()}
+    table = cohort.table()
+    assert rows["quantile", "tre_mm", "ours"] == pytest.approx(np.quantile(table["tre_mm"]["ours"], 0.7))
+    assert rows["quantile", "dice", "ours"] == pytest.approx(np.quantile(table["dice"]["ours"], 0.3))
+    assert rows["hardest landmarks", "tre", "identity"] == pytest.approx(1.0)
+    dice = {(r["method"], r["case"], r["label"]): r["dice"] for r in cohort.label_rows}
+    hardest = min((k for k in dice if k[0] == "identity"), key=lambda k: (dice[k], k[1:]))
+    assert rows["hardest entries", "dice", "identity"] == pytest.approx(dice[hardest])  # 30 % of four entries is one

@@ -78,4 +78,4 @@ def border_distances(
     for mask in (fixed, moved):
         inside = np.pad(mask[box], 1)
         borders.append(inside & ~ndimage.binary_erosion(inside))
-    return BorderDistances(*_between(*borders, steps))
+    return BorderDistances(*_between(borders[0], borders[1], steps))

@@ -55,15 +55,16 @@ def warp_labels(moving_labels: Shaped[ndarray, "..."], displacement: Shaped[ndar
 
 def jacobian_determinant(displacement: Shaped[ndarray, "..."]) -> Float[ndarray, "x y z"]:
     """Jacobian determinant by central differences of voxel units, without the two outermost voxels of each side."""
-    field = np.asarray(displacement, dtype=np.float64)
-    inner = (slice(BORDER, -BORDER),) * 3
-    gradient = np.empty((3, 3, *(n - 2 * BORDER for n in field.shape[:3])))
+    field = np.moveaxis(np.asarray(displacement, dtype=np.float64), -1, 0)
+    gradient = np.empty((3, 3, *(n - 2 * BORDER for n in field.shape[1:])))
+
+    def shifted(axis: int, step: int) -> ndarray:
+        inner = [slice(BORDER, n - BORDER) for n in field.shape[1:]]
+        inner[axis] = slice(BORDER + step, field.shape[axis + 1] - BORDER + step)
+        return field[(slice(None), *inner)]
+
     for axis in range(3):
-        ahead, behind = list(inner), list(inner)
-        ahead[axis] = slice(BORDER + 1, field.shape[axis] - BORDER + 1)
-        behind[axis] = slice(BORDER - 1, field.shape[axis] - BORDER - 1)
-        for component in range(3):
-            gradient[component, axis] = (field[(*ahead, component)] - field[(*behind, component)]) / 2
+        gradient[:, axis] = (shifted(axis, 1) - shifted(axis, -1)) / 2
         gradient[axis, axis] += 1
     return np.linalg.det(np.moveaxis(gradient, (0, 1), (-2, -1)))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from verimorph import __version__
 from verimorph.evaluate.boxplot import box_plot
+from verimorph.evaluate.challenge import aggregate
 from verimorph.evaluate.cohort import Cohort
 from verimorph.evaluate.score import without_nan
 from verimorph.evaluate.statistics import RESAMPLES, direction
@@ -80,6 +81,8 @@ def as_document(cohort: Cohort, *, per_label: bool = True) -> dict[str, Any]:
             "problems": [vars(problem) for problem in cohort.problems],
             "summary": cohort.summary(),
             "comparison": cohort.comparison(),
+            "robustness_30": cohort.robustness(),
+            "learn2reg_aggregates": _aggregates(cohort),
             "pairs": cohort.rows,
             "labels": cohort.label_summary() if per_label else [],
         }
@@ -87,9 +90,9 @@ def as_document(cohort: Cohort, *, per_label: bool = True) -> dict[str, Any]:
 
 
 def write_cohort(cohort: Cohort, folder: str | Path) -> Path:
-    """Write ``pairs.csv``, ``labels.csv``, ``summary.csv``, ``comparison.csv``, ``results.json`` and ``report.html``.
+    """Write ``pairs``, ``labels``, ``summary``, ``comparison``, ``robustness`` as CSV, ``results.json`` and the page.
 
-    All or nothing: files appear in the folder when every one is written.
+    All or nothing: files appear in the folder when every one is written. ``problems.csv`` is there if there are any.
     """
     with writing_folder(folder) as beside:
         _write_csv(beside / "pairs.csv", cohort.rows, ["method", "case", "status", *cohort.measures])
@@ -97,6 +100,8 @@ def write_cohort(cohort: Cohort, folder: str | Path) -> Path:
             _write_csv(beside / "labels.csv", cohort.label_rows)
         _write_csv(beside / "summary.csv", cohort.summary() + cohort.label_summary())
         _write_csv(beside / "comparison.csv", cohort.comparison())
+        if robustness := cohort.robustness():
+            _write_csv(beside / "robustness.csv", robustness)
         if cohort.problems:
             _write_csv(beside / "problems.csv", [vars(problem) for problem in cohort.problems])
         (beside / "results.json").write_text(json.dumps(as_document(cohort), indent=1) + "\n", encoding="utf-8")
@@ -140,6 +145,8 @@ def render(cohort: Cohort) -> str:
         mode_note=MODE_NOTES[cohort.mode],
         problem_counts=cohort.problem_counts(),
         labels=_label_table(cohort),
+        robustness=cohort.robustness(),
+        measure_name=measure_name,
         resamples=RESAMPLES,
         version=__version__,
     )
@@ -154,6 +161,20 @@ def format_number(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _aggregates(cohort: Cohort) -> dict[str, Any]:
+    """The evaluator's own aggregates (population deviation, its "30"), for methods with a result for every pair."""
+    if cohort.mode != "challenge":
+        return {}
+    names = {"hd95_voxel": "hd95", "tre_mm": "tre", "sdlogj_plus3": "sdlogj"}
+    found = {}
+    for method in cohort.methods:
+        rows = [row for row in cohort.rows if row["method"] == method]
+        if all(row["status"] == "ok" for row in rows):
+            cases = [{names.get(m, m): {"mean": row.get(m)} for m in cohort.measures} for row in rows]
+            found[method] = aggregate(cases)
+    return found
 
 
 def _label_table(cohort: Cohort) -> dict[str, Any]:

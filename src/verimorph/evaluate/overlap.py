@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Integer, Shaped
@@ -81,7 +82,7 @@ def count_overlap(
             "resample the moving labels to the fixed grid first"
         )
     # NIfTI voxels lie in Fortran order; reading both maps as they lie in memory saves a transposing copy
-    order = "F" if fixed.flags.f_contiguous and moved.flags.f_contiguous else "C"
+    order: Literal["F", "C"] = "F" if fixed.flags.f_contiguous and moved.flags.f_contiguous else "C"
     fixed_values, fixed_codes = _compact(fixed, order=order)
     moved_values, moved_codes = _compact(moved, order=order)
     width = len(moved_values)
@@ -177,7 +178,9 @@ def _integers(labels: ndarray, name: str) -> Integer[ndarray, "*space"]:
     return whole.astype(np.int64)
 
 
-def _compact(labels: Shaped[ndarray, "*space"], *, order: str = "K", codes: bool = True) -> tuple[ndarray, ndarray]:
+def _compact(
+    labels: Shaped[ndarray, "*space"], *, order: Literal["K", "A", "C", "F"] = "K", codes: bool = True
+) -> tuple[ndarray, ndarray]:
     """Return the values present and, flat, the position of each voxel's value among them (empty if not ``codes``)."""
     flat = labels.ravel(order=order)
     low, high = (int(flat.min()), int(flat.max())) if flat.size else (0, 0)

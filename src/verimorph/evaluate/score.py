@@ -123,7 +123,7 @@ def score(
 
     if fixed_landmarks is not None and moving_landmarks is not None:
         pair = fixed_landmarks.coordinates, moving_landmarks.coordinates
-        found = {"identity": summarise_errors(target_registration_error(*pair))}
+        found: dict[str, Any] = {"identity": summarise_errors(target_registration_error(*pair))}
         if initial is not None:
             found["initial"] = summarise_errors(target_registration_error(*pair, initial))
         if transform is not None:

@@ -145,7 +145,8 @@ def surface_distances(
     borders = [(c != 0) & (c != full) for c in codes]
     areas = [weights[c[b]] for c, b in zip(codes, borders, strict=True)]
     forward, backward = _between(borders[0], borders[1], steps)
-    return SurfaceDistances(*_ascending(forward, areas[0], backward, areas[1]), tolerance)
+    first, second = np.argsort(forward, kind="stable"), np.argsort(backward, kind="stable")
+    return SurfaceDistances(forward[first], backward[second], areas[0][first], areas[1][second], tolerance)
 
 
 def surface_distances_per_label(
@@ -340,11 +341,6 @@ def _between(fixed: ndarray, moved: ndarray, steps: ndarray) -> tuple[ndarray, n
     for here, tree in ((points[0], trees[1]), (points[1], trees[0])):
         distances.append(tree.query(here)[0] if tree is not None and len(here) else np.full(len(here), np.inf))
     return distances[0], distances[1]
-
-
-def _ascending(forward: ndarray, fixed_areas: ndarray, backward: ndarray, moved_areas: ndarray) -> tuple[ndarray, ...]:
-    first, second = np.argsort(forward, kind="stable"), np.argsort(backward, kind="stable")
-    return forward[first], backward[second], fixed_areas[first], moved_areas[second]
 
 
 def _weighted_percentile(distances: ndarray, areas: ndarray, percent: float) -> float:
