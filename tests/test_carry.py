@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from verimorph.carry import apply, carry
 from verimorph.errors import InputError, OptionError, VerimorphWarning
 from verimorph.grid import Grid
 from verimorph.image import Image
-from verimorph.io import Points, write_points, write_transform
+from verimorph.io import Points, read_image, write_points, write_transform
 from verimorph.transform import Composite, DisplacementField, rigid
 
 
@@ -101,6 +102,23 @@ def test_reference_defaults_to_the_grid_of_the_first_field(grid, transform):
 def test_an_image_that_lands_outside_is_warned_about(grid):
     with pytest.warns(VerimorphWarning, match="background only"):
         apply(spot(grid, (5, 5, 5)), transform=rigid(translation=[500.0, 0, 0]), reference=grid)
+
+
+def test_pictures_are_carried_as_simpleitk_carries_them(random, tmp_path):
+    """PNG and TIFF have a world too: pixel (0, 0) at the origin, in ITK's frame."""
+    fixed, moving = tmp_path / "fixed.png", tmp_path / "moving.tif"
+    sitk.WriteImage(sitk.GetImageFromArray(random.integers(0, 255, (40, 50)).astype(np.uint8)), str(fixed))
+    sitk.WriteImage(sitk.GetImageFromArray(random.normal(size=(44, 46)).astype(np.float32)), str(moving))
+    grid = read_image(fixed).grid
+    u = torch.from_numpy(random.normal(size=(1, 2, *grid.shape)).astype(np.float32))
+    chain = Composite([DisplacementField(grid, u), rigid(rotation=0.1, translation=[3.0, -2], centre=grid.centre)])
+    file = write_transform(chain, tmp_path / "transform.h5")
+    theirs = sitk.Resample(
+        sitk.ReadImage(str(moving)), sitk.ReadImage(str(fixed)), sitk.ReadTransform(str(file)), sitk.sitkLinear
+    )
+    ours = apply(moving, transform=file, reference=fixed)
+    assert (ours.array != 0).mean() > 0.5
+    np.testing.assert_allclose(ours.array, sitk.GetArrayFromImage(theirs).T, atol=1e-3)
 
 
 def test_mistakes_are_named(grid, transform, tmp_path):

@@ -65,8 +65,8 @@ def apply(
         Image or grid to carry onto: the fixed image, with ``inverse`` the moving one. Not needed for points. Default:
         the grid of the field that acts first.
     interpolation
-        ``linear``, ``nearest``, ``cubic`` or ``labels``. Default: ``nearest`` for label maps (integers that come in
-        patches, :func:`verimorph.transform.looks_like_labels`), ``linear`` for everything else.
+        ``linear``, ``nearest``, ``cubic`` or ``labels``. Default: ``nearest`` for label maps (whole numbers,
+        few or in patches: :func:`verimorph.transform.looks_like_labels`), ``linear`` for everything else.
     background
         Value outside the image.
     volume
@@ -202,5 +202,5 @@ def _interpolation(image: Image, asked: str | None) -> tuple[str, str]:
     from verimorph.transform import looks_like_labels
 
     if looks_like_labels(np.asarray(image.array)):
-        return "nearest", "a label map: integers in patches"
+        return "nearest", "a label map: whole numbers, few or in patches"
     return "linear", "whole numbers, but no label map" if image.is_integer else "not a label map"

@@ -183,12 +183,39 @@ def test_field_may_lie_on_another_grid_than_the_reference(fixed, moving, smooth_
 
 
 def test_labels_are_told_from_intensities(random):
-    grid_labels = random.integers(0, 100, (6, 6, 6)).repeat(4, 0).repeat(4, 1).repeat(4, 2)
-    assert looks_like_labels(grid_labels.astype(np.int16))
-    assert not looks_like_labels(grid_labels.astype(np.float32))
+    patches = random.integers(0, 100, (6, 6, 6)).repeat(4, 0).repeat(4, 1).repeat(4, 2)
+    assert looks_like_labels(patches.astype(np.int16))
+    assert looks_like_labels(patches.astype(np.float32))
+    assert not looks_like_labels(patches + 0.5)
     assert not looks_like_labels(random.integers(0, 255, (20, 20, 20)).astype(np.uint8))
-    assert not looks_like_labels(np.zeros((5, 5), np.uint8))
-    assert looks_like_labels(np.ones((5, 5), bool))
+    assert not looks_like_labels(random.integers(0, 255, (20, 20, 20)).astype(np.float32))
+    assert not looks_like_labels(random.normal(size=(9, 9)))
+    marks = np.zeros((30, 30), np.float64)
+    marks[random.integers(0, 30, 12), random.integers(0, 30, 12)] = np.arange(12)
+    assert looks_like_labels(marks)
+    assert looks_like_labels(np.eye(5, dtype=bool))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("file", "labels"),
+    [
+        ("brain_t1_oasis/1000_labels.nii.gz", True),
+        ("brain_t1_oasis/1000_t1_brain.nii.gz", False),
+        ("hippocampus_mr/hippocampus_003_labels.nii.gz", True),
+        ("hippocampus_mr/hippocampus_003_image.nii.gz", False),
+        ("spine_multimodal/t2s_greymatter.nii.gz", True),
+        ("brain_histology_mr_2d/bigbrain_016_histology_raw.png", False),
+        ("lung_ct_pair/fixed_baseline.nii.gz", False),
+        ("lung_mr_proton/subject0004_lobes.nii.gz", True),
+    ],
+)
+def test_labels_are_told_from_intensities_in_real_files(data_folder, file, labels):
+    from verimorph.io import read_image
+
+    if not (data_folder / file).exists():
+        pytest.skip(f"no {file}")
+    assert looks_like_labels(read_image(data_folder / file).array) is labels
 
 
 def test_fields_on_a_device_or_with_gradients_still_resample(fixed, intensities, ndim):

@@ -65,7 +65,7 @@ def apply(
             "-n",
             "--interpolation",
             value="NAME",
-            text="linear, nearest, cubic or labels; default nearest for label maps (integers in patches), else linear.",
+            text="linear, nearest, cubic or labels; default nearest for what looks like labels, else linear.",
         ),
     ] = None,
     background: Annotated[float, option("--background", value="V", text="Value outside the image.")] = 0.0,

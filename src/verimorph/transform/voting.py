@@ -76,18 +76,33 @@ def _winner(labels: ndarray, fractions: list[ndarray], corners: list[tuple[int, 
 
 
 def looks_like_labels(array: Shaped[ndarray, "*space"]) -> bool:
-    """Tell whether integer voxels are a label map rather than measured intensities.
+    """Tell whether voxels are labels rather than measured intensities.
 
-    Labels come in patches, intensities vary from voxel to voxel: a map has mostly equal neighbours where it is not
-    zero. The test counts pairs along every axis of which at least one is not zero; more than half equal means labels.
-    Voxels of a non-integer type are never taken for labels.
+    Labels are whole numbers, whatever the type of the voxels, and either few (at most 32 different ones, as in masks
+    and marked points) or in patches: where intensities vary from voxel to voxel, a label map has mostly equal
+    neighbours. Counted are pairs along every axis of which at least one is not zero; over half equal means labels.
     """
-    if not (np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_):
+    if array.dtype.kind not in "buif" or array.size == 0:
         return False
+    if array.dtype.kind == "f" and not bool((array == np.rint(array)).all()):
+        return False
+    if _few_values(array):
+        return True
     equal = pairs = 0
     for axis, n in enumerate(array.shape):
         before, after = np.take(array, range(0, n - 1, 2), axis), np.take(array, range(1, n, 2), axis)
         counted = (before != 0) | (after != 0)
         pairs += int(counted.sum())
         equal += int(((before == after) & counted).sum())
-    return pairs > 0 and equal > 0.5 * pairs
+    return equal > 0.5 * pairs
+
+
+def _few_values(array: ndarray, limit: int = 32) -> bool:
+    """Whether at most ``limit`` different values occur. Stops at the first stretch of voxels that has more."""
+    seen = np.empty(0, dtype=array.dtype)
+    flat = array.ravel(order="K")
+    for start in range(0, flat.size, 1 << 18):
+        seen = np.unique(np.concatenate([seen, np.unique(flat[start : start + (1 << 18)])]))
+        if seen.size > limit:
+            return False
+    return True
