@@ -80,6 +80,19 @@ def test_nearest_rounds_halves_up_and_keeps_the_type(backend_dtype):
     assert values.ravel().tolist() == [0, 0, 1, 2, 3, 3, 4, 9]
 
 
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 3)])
+def test_a_shift_of_half_a_voxel_takes_the_upper_one(shape, backend):
+    """Along each axis: +1/2 reads the next voxel (background after the last), -1/2 the voxel itself."""
+    labels = torch.arange(1, 1 + int(np.prod(shape)), dtype=torch.int16).reshape(1, 1, *shape)
+    for axis in range(len(shape)):
+        u = torch.zeros(1, len(shape), *shape)
+        u[:, axis] = 0.5
+        shifted = torch.roll(labels, -1, 2 + axis)
+        shifted.select(2 + axis, -1).fill_(0)
+        assert torch.equal(warp(labels, u, mode="nearest"), shifted)
+        assert torch.equal(warp(labels, -u, mode="nearest"), labels)
+
+
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("mode", MODES)
 def test_warp_equals_simpleitk_on_oblique_grids(ndim, mode, oblique_grid, backend, smooth_noise):
@@ -182,6 +195,11 @@ def test_singleton_axes_are_constant_along_themselves(shape, backend, smooth_noi
     np.testing.assert_allclose(warp(image, u)[0, 0], np.where(inside, theirs, 0), atol=1e-5)
     value, gradient = warp_with_gradient(image, u)
     np.testing.assert_allclose(value[0, 0], theirs, atol=1e-5)
+    for axis, n in enumerate(shape):
+        if n == 1:
+            assert (gradient[0, axis] == 0).all()
+    # At rest, exactly on the only voxel, the derivative along its axis is zero too: there is no next voxel.
+    _, gradient = warp_with_gradient(image, torch.zeros(1, d, *shape))
     for axis, n in enumerate(shape):
         if n == 1:
             assert (gradient[0, axis] == 0).all()

@@ -72,6 +72,9 @@ def exponentiate(velocity: Float[Tensor, "b d *space"], *, steps: int | None = N
     return displacement
 
 
+_SMALLEST_STEP = 0.125
+
+
 class Inversion(NamedTuple):
     """An inverse field and how well it inverts."""
 
@@ -90,18 +93,18 @@ def invert(
     tolerance: float = 1e-3,
     start: Float[Tensor, "b d *space"] | None = None,
 ) -> Inversion:
-    """Find ``w`` with ``w(x) + u(x + w(x)) = 0`` by fixed-point iteration.
+    """Find ``w`` with ``w(x) + u(x + w(x)) = 0`` by fixed-point iteration at every voxel.
 
-    ``w <- w - s r`` with the residual ``r = w + u(x + w)``; ``s = 1`` until the mean residual grows, then halved (a
-    field whose derivative exceeds 1 in places makes the plain iteration swing). Beyond its grid ``u`` repeats its edge
-    here, so that a field which does not vanish at the border (a shift) is inverted up to the border. No gradient.
+    ``w <- w - s r`` with the residual ``r = w + u(x + w)``; ``s = 1``, halved (at least 1/8) at a voxel whenever its
+    residual grows: where the derivative of ``u`` exceeds 1 the plain iteration swings. Beyond its grid ``u`` repeats
+    its edge here, so that a field which does not vanish at the border (a shift) is inverted up to it. No gradient.
 
     Parameters
     ----------
     displacement
         Field u, voxels.
     iterations, tolerance
-        Stop after so many iterations or when the mean residual is below ``tolerance`` voxels.
+        A voxel is done after so many iterations or when its residual is below ``tolerance`` voxels.
     start
         First guess; default zero.
 
@@ -124,37 +127,27 @@ def invert(
     (tensor([-1.5000, -1.5000]), True)
     """
     inverse = torch.zeros_like(displacement) if start is None else start.clone()
-    step, before = 1.0, math.inf
-    mean = largest = 0.0
-    for n in range(iterations + 1):
-        residual = _residual(displacement, inverse)
-        mean, largest = _residual_size(residual, inverse)
-        if mean < tolerance or n == iterations:
-            break
-        if mean > before:
-            step = max(step / 2, 0.25)
-        before = mean
-        inverse.sub_(residual, alpha=step)
-    return Inversion(inverse, mean, largest)
-
-
-def _residual(displacement: Tensor, inverse: Tensor) -> Tensor:
-    """``w + u(x + w)``, the edge of ``u`` repeated beyond its grid."""
     kernels = compiled(displacement, inverse)
     if kernels is not None:
-        return kernels.compose(displacement, inverse, extend=True)
-    index = voxel_index(tuple(inverse.shape[2:]), device=inverse.device, dtype=inverse.dtype) + inverse
-    return inverse + read_linear(displacement, index)
+        return Inversion(*kernels.invert(displacement, inverse, iterations, tolerance, _SMALLEST_STEP))
+    identity = voxel_index(tuple(inverse.shape[2:]), device=inverse.device, dtype=inverse.dtype)
+    step, before = torch.ones_like(inverse[:, :1]), torch.full_like(inverse[:, :1], math.inf)
+    for n in range(iterations + 1):
+        residual = inverse + read_linear(displacement, identity + inverse)
+        length = residual.square().sum(1, keepdim=True).sqrt()
+        still = length >= tolerance
+        if n == iterations or not still.any():
+            break
+        step = torch.where(length > before, (step / 2).clamp(min=_SMALLEST_STEP), step)
+        before = length
+        inverse = torch.where(still, inverse - step * residual, inverse)
+    return Inversion(inverse, *_residual_size(length, identity + inverse))
 
 
-def _residual_size(residual: Tensor, inverse: Tensor) -> tuple[float, float]:
-    """Mean and largest length of the residual where ``x + w(x)`` lies inside the grid; infinite where w is NaN."""
-    kernels = compiled(residual, inverse)
-    if kernels is not None:
-        return kernels.residual_size(residual, inverse)
-    shape = tuple(inverse.shape[2:])
-    index = voxel_index(shape, device=inverse.device, dtype=inverse.dtype) + inverse
+def _residual_size(length: Tensor, index: Tensor) -> tuple[float, float]:
+    """Mean and largest residual where ``x + w(x)`` does not leave the grid; NaN is infinite."""
+    shape = tuple(index.shape[2:])
     limit = torch.tensor(shape, device=index.device, dtype=index.dtype).view(1, -1, *[1] * len(shape)) - 1
-    counted = (~((index < 0) | (index > limit))).all(dim=1)
-    length = torch.nan_to_num(residual.double().square().sum(1).sqrt(), nan=math.inf)[counted]
-    return (float(length.mean()), float(length.max())) if length.numel() else (0.0, 0.0)
+    counted = (~((index < 0) | (index > limit))).all(dim=1, keepdim=True)
+    kept = torch.nan_to_num(length.double(), nan=math.inf)[counted]
+    return (float(kept.mean()), float(kept.max())) if kept.numel() else (0.0, 0.0)

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verimorph.field.kernels import calculus, filters, interpolation, planar
+from verimorph.field.kernels import filters, interpolation, inversion, jacobian, planar
 
 __all__ = [
     "compose",
+    "invert",
     "jacobian_determinant",
     "planar",
-    "residual_size",
     "sample",
     "separable_filter",
     "separable_filter_adjoint",
@@ -113,12 +113,25 @@ def sample(image: Tensor, index: Tensor, background: float) -> Tensor:
     return out.reshape(*image.shape[:2], *index.shape[2:])
 
 
-def compose(outer: Tensor, inner: Tensor, *, extend: bool = False) -> Tensor:
-    """Compiled form of :func:`verimorph.field.compose`; ``extend`` repeats the edge of ``outer`` beyond its grid."""
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """Compiled form of :func:`verimorph.field.compose`."""
     out = torch.empty(inner.shape)
     for values, field, target in zip(_flat(outer), _arrays(inner), out.numpy(), strict=True):
-        interpolation.compose(values, _shape(outer), field, _IDENTITY, extend, target)
+        interpolation.compose(values, _shape(outer), field, _IDENTITY, target)
     return out
+
+
+def invert(
+    displacement: Tensor, start: Tensor, iterations: int, tolerance: float, smallest_step: float
+) -> tuple[Tensor, float, float]:
+    """Compiled form of :func:`verimorph.field.invert`: the inverse (``start`` improved in place) and its residuals."""
+    out = start.contiguous()
+    slabs = out.shape[0], out.shape[2]
+    total, count, largest = np.zeros(slabs), np.zeros(slabs, dtype=np.int64), np.zeros(slabs)
+    limits = iterations, np.float32(tolerance), np.float32(smallest_step)
+    for b, (values, field) in enumerate(zip(_flat(displacement), out.numpy(), strict=True)):
+        inversion.invert(values, _shape(displacement), field, _IDENTITY, *limits, total[b], count[b], largest[b])
+    return out, float(total.sum() / max(int(count.sum()), 1)), float(largest.max(initial=0.0))
 
 
 def _axis_weights(half: Sequence[float] | None, n: int, renormalise: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -159,15 +172,5 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
     """Compiled form of :func:`verimorph.field.jacobian_determinant`."""
     out = torch.empty(displacement.shape[0], *displacement.shape[2:])
     for field, target in zip(_arrays(displacement), out.numpy(), strict=True):
-        calculus.jacobian_determinant(field, target)
+        jacobian.jacobian_determinant(field, target)
     return out
-
-
-def residual_size(residual: Tensor, inverse: Tensor) -> tuple[float, float]:
-    """Mean and largest residual length where the inverse stays inside the grid, over the whole batch."""
-    batch, slabs = residual.shape[0], residual.shape[2]
-    total, largest = np.zeros((batch, slabs)), np.zeros((batch, slabs))
-    count = np.zeros((batch, slabs), dtype=np.int64)
-    for b, (vectors, field) in enumerate(zip(_arrays(residual), _arrays(inverse), strict=True)):
-        calculus.residual_partials(vectors, field, total[b], count[b], largest[b])
-    return float(total.sum() / max(int(count.sum()), 1)), float(largest.max(initial=0.0))

@@ -168,8 +168,8 @@ def warp_with_gradient(image, shape, field, m, out, gradient):
 
 
 @njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
-def compose(outer, shape, inner, m, extend, out):
-    """``out(i) = inner(i) + outer(i + inner(i))``; outside, ``outer`` is zero, or repeats its edge if ``extend``."""
+def compose(outer, shape, inner, m, out):
+    """``out(i) = inner(i) + outer(i + inner(i))``, ``outer`` zero outside; ``m`` is the identity."""
     _, ox, oy, oz = inner.shape
     steps = _steps(shape)
     for x in prange(ox):
@@ -178,8 +178,6 @@ def compose(outer, shape, inner, m, extend, out):
         for y in range(oy):
             _place(inner, m, x, y, where)
             _cells(where, shape, corner, fraction, inside)
-            if extend:
-                inside[:] = True
             for k in range(3):
                 row, start = out[k, x, y], inner[k, x, y]
                 _read(outer[k], corner, fraction, steps, row)

@@ -72,9 +72,18 @@ def sample(image: Tensor, index: Tensor, background: float) -> Tensor:
     return kernels.sample(_thick(image), _thick_field(index), background)
 
 
-def compose(outer: Tensor, inner: Tensor, *, extend: bool = False) -> Tensor:
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
     """Composition of 2-D fields."""
-    return _thin_field(kernels.compose(_thick(_thick_field(outer)), _thick(_thick_field(inner)), extend=extend))
+    return _thin_field(kernels.compose(_thick(_thick_field(outer)), _thick(_thick_field(inner))))
+
+
+def invert(
+    displacement: Tensor, start: Tensor, iterations: int, tolerance: float, smallest_step: float
+) -> tuple[Tensor, float, float]:
+    """Inverse of a 2-D field, its mean and its largest residual."""
+    u, first = _thick(_thick_field(displacement)), _thick(_thick_field(start))
+    inverse, mean, largest = kernels.invert(u, first, iterations, tolerance, smallest_step)
+    return _thin_field(inverse), mean, largest
 
 
 def _thick_halves(halves: Sequence[tuple[float, ...] | None]) -> tuple[tuple[float, ...] | None, ...]:
@@ -94,8 +103,3 @@ def separable_filter_adjoint(x: Tensor, halves: Sequence[tuple[float, ...] | Non
 def jacobian_determinant(displacement: Tensor) -> Tensor:
     """Determinant of a 2-D field: the zero component adds a factor of one."""
     return kernels.jacobian_determinant(_thick(_thick_field(displacement))).squeeze(2)
-
-
-def residual_size(residual: Tensor, inverse: Tensor) -> tuple[float, float]:
-    """Mean and largest residual length where the inverse stays inside the grid."""
-    return kernels.residual_size(_thick(_thick_field(residual)), _thick(_thick_field(inverse)))

@@ -1,4 +1,4 @@
-"""Compiled Jacobian determinant and residual of an inverse."""
+"""Compiled Jacobian determinant."""
 
 from __future__ import annotations
 
@@ -49,23 +49,3 @@ def jacobian_determinant(u, out):
             ya, yb = max(y - 1, 0), min(y + 1, ny - 1)
             sy = np.float32(1 / max(yb - ya, 1))
             _determinants(u[:, xa, y], u[:, xb, y], sx, u[:, x, ya], u[:, x, yb], sy, u[:, x, y], out[x, y])
-
-
-@njit(parallel=True, cache=True, nogil=True)
-def residual_partials(residual, inverse, total, count, largest):
-    """Sum, number and largest of the residual's lengths in each slab, where ``x + w(x)`` does not leave the grid."""
-    _, nx, ny, nz = residual.shape
-    for x in prange(nx):
-        s, n, top = 0.0, 0, 0.0
-        for y in range(ny):
-            for z in range(nz):
-                px, py, pz = x + inverse[0, x, y, z], y + inverse[1, x, y, z], z + inverse[2, x, y, z]
-                if px < 0 or py < 0 or pz < 0 or px > nx - 1 or py > ny - 1 or pz > nz - 1:
-                    continue
-                length = np.sqrt(residual[0, x, y, z] ** 2 + residual[1, x, y, z] ** 2 + residual[2, x, y, z] ** 2)
-                if not length >= 0:
-                    length = np.inf  # NaN is no inverse
-                s += length
-                n += 1
-                top = max(top, length)
-        total[x], count[x], largest[x] = s, n, top
