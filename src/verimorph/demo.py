@@ -22,7 +22,7 @@ from verimorph.field import sample
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.synthetic import preimage, random_transform, scan
-from verimorph.transform import Composite, identity
+from verimorph.transform import Composite, DisplacementField, identity
 
 if TYPE_CHECKING:
     from verimorph.registration import Registration
@@ -111,6 +111,7 @@ def _deformed(fixed: Image, brain: Image, truth: Composite, grid: Grid) -> Image
     Only voxels near the brain are computed; the template is black elsewhere.
     """
     bend, linear = truth.parts
+    assert isinstance(bend, DisplacementField)
     points = grid.index_to_world(np.argwhere(np.ones(grid.shape, bool)))
     straightened = linear.inverse().map_points(points)
     near = functional.max_pool3d(brain.tensor(), 5, stride=1, padding=2)

@@ -130,8 +130,9 @@ def random_deformation(
 
     damping = 1.0
     for _ in range(ATTEMPTS):
-        mixed = sum(w * damping**level * bumps for level, (w, bumps) in enumerate(zip(weights, scales, strict=True)))
-        mixed = mixed * (mean_mm / _mean_length(lattice, mixed, probe))
+        shares = np.array(weights) * damping ** np.arange(len(scales))
+        mixed = np.tensordot(shares.astype(np.float32), np.stack(scales), 1)
+        mixed *= np.float32(mean_mm / _mean_length(lattice, mixed, probe))
         displacement = torch.from_numpy((mixed / lattice.spacing[0]).astype(np.float32))[None]
         if float(field.jacobian_determinant(displacement).min()) >= LEAST_DETERMINANT:
             return _with_inverse(lattice, displacement)
@@ -290,7 +291,7 @@ def _sum_of_bumps(lattice: Grid, centres: ndarray, vectors: ndarray, radius: flo
         bump = np.clip(1 - r, 0, None) ** 4 * (4 * r + 1)
         where = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
         for axis in range(lattice.ndim):
-            total[(axis, *where)] += np.float32(vector[axis]) * bump
+            total[axis][where] += np.float32(vector[axis]) * bump
     return total
 
 

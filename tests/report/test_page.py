@@ -156,3 +156,27 @@ def test_write_report_leaves_a_whole_file_or_none(finished, tmp_path):
     assert [f.name for f in path.parent.iterdir()] == ["report.html"]
     with pytest.raises(InputError):
         write_report(finished, tmp_path)
+
+
+@pytest.mark.parametrize("transform", ["rigid", "deformable"])
+def test_a_real_registration_has_a_page(transform, tmp_path):
+    from verimorph.grid import Grid
+    from verimorph.image import Image
+    from verimorph.registration import register
+
+    axis = np.linspace(-1, 1, 28)
+    x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")
+
+    def head(shift: float) -> Image:
+        inside = ((x - shift) / 0.7) ** 2 + (y / 0.8) ** 2 + (z / 0.6) ** 2 < 1
+        texture = 60 * np.cos(7 * (x - shift) + 3 * y) + 60 * np.cos(6 * z - 4 * y)
+        return Image.from_array(
+            ((300 + texture) * inside).astype(np.float32), Grid((28, 28, 28), np.diag([3, 3, 3, 1.0]))
+        )
+
+    result = register(fixed=head(0.0), moving=head(0.15), transform=transform, quality="fast", threads=1)
+    page = result.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    before, after = (float(v) for v in cards(page)["Local correlation"])
+    assert after > before
+    assert cards(page)["Inverse error, mean"][1] != "–"
+    assert "<svg" in page[page.index("convergence-title") :]

@@ -21,6 +21,8 @@ def test_window_ignores_outliers_and_padding():
     image[-5:] = 1e6
     low, high = paint.window(image, image > 50)
     assert (low, high) == (0, 100)
+    noisy = np.concatenate([np.linspace(-20, 20, 3000), np.full(7000, 100.0)])
+    assert paint.window(noisy, noisy > 50)[0] == pytest.approx(-20, abs=2)
     tomography = np.concatenate([np.full(3000, -2048.0), np.full(3000, -1000.0), np.linspace(-50, 300, 3000)])
     low, high = paint.window(tomography, tomography > -1500)
     assert low == pytest.approx(-1000)

@@ -18,6 +18,7 @@ _ANCHORS = {
     "error": ("#12082e", "#4b1173", "#8f2a78", "#d14a5b", "#f58a3c", "#f9d24a", "#fcffc4"),
 }
 FOLDED = (255, 0, 200)
+AIR_HOUNSFIELD = -500.0
 
 
 def colour_table(name: str) -> UInt8[ndarray, "256 3"]:
@@ -36,15 +37,15 @@ def css_gradient(name: str) -> str:
 def window(values: ndarray, foreground: ndarray | None = None) -> tuple[float, float]:
     """Return the grey values shown black and white: the 1st percentile of all and the 99.8th of the foreground.
 
-    Where values are negative (computed tomography) black is the 1st percentile of the foreground, because scanners fill
-    the corners of the picture with values far below air.
+    In computed tomography (values below -500) black is the 1st percentile of the foreground, because scanners fill the
+    corners of the picture with values far below air.
     """
     flat = values[np.isfinite(values)]
     if flat.size == 0:
         return 0.0, 1.0
     low = float(np.percentile(flat, 1))
     inside = values[foreground] if foreground is not None and foreground.any() else flat
-    low = float(np.percentile(inside, 1)) if low < 0 else low
+    low = float(np.percentile(inside, 1)) if low < AIR_HOUNSFIELD else low
     high = float(np.percentile(inside, 99.8))
     return (low, high) if high > low else (low, low + 1.0)
 
