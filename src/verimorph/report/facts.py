@@ -101,7 +101,7 @@ def gather(registration: Any, survey: Survey, before_labels: tuple[ndarray, ndar
     summary += _similarity(metrics, survey) + _motion(registration, survey, unit) + _regularity(registration, metrics)
     summary += _consistency(metrics, unit)
     seconds = float(sum(registration.timings.values()))
-    summary.append(Fact("Time", number(seconds), "s", "", "all stages"))
+    summary.append(Fact("Time", number(seconds), "s", "", "all stages, before writing"))
     if registration.peak_memory_mb:
         summary.append(Fact("Peak memory", number(registration.peak_memory_mb / 1000), "GB"))
     return Facts(summary, labels, landmarks, unit)
@@ -156,7 +156,7 @@ def _motion(registration: Any, survey: Survey, unit: str) -> list[Fact]:
             number(float(moved.mean())),
             unit,
             "",
-            f"largest {number(float(moved.max()))} {unit}, whole transform",
+            f"of the anatomy; largest {number(float(moved.max()))} {unit}",
         )
     ]
     if len(points) > 2 * design.shape[1]:
@@ -169,7 +169,7 @@ def _motion(registration: Any, survey: Survey, unit: str) -> list[Fact]:
                     number(float(bent.mean())),
                     unit,
                     "",
-                    f"largest {number(float(bent.max()))} {unit}, beyond the best affine",
+                    f"beyond the best affine; largest {number(float(bent.max()))} {unit}",
                 )
             )
     return facts
