@@ -177,3 +177,18 @@ def test_wrong_shapes_and_spacing_are_refused():
         surface_distances(mask, mask[:3])
     with pytest.raises(InputError, match="positive"):
         surface_distances(mask, mask, spacing=(1.0, 0.0, 1.0))
+
+
+def test_percentile_and_average_weigh_elements_by_their_area():
+    from verimorph.evaluate import SurfaceDistances
+
+    distances = np.array([1.0, 2.0, 3.0])
+    zero, one = np.zeros(1), np.ones(1)
+    heavy_near = SurfaceDistances(distances, zero, np.array([96.0, 2.0, 2.0]), one)
+    heavy_far = SurfaceDistances(distances, zero, np.array([1.0, 1.0, 98.0]), one)
+    assert (heavy_near.hausdorff(95.0), heavy_near.hausdorff(97.0), heavy_near.hausdorff()) == (1.0, 2.0, 3.0)
+    assert heavy_far.hausdorff(95.0) == 3.0
+    assert heavy_far.directed_averages() == (pytest.approx(2.97), 0.0)
+    assert heavy_far.average() == pytest.approx(2.97 / 2)
+    assert heavy_far.average(pooled=True) == pytest.approx(297 / 101)
+    assert heavy_near.surface_dice(1.5) == pytest.approx(97 / 101)

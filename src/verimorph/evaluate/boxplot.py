@@ -89,8 +89,8 @@ def box_plot(values: Mapping[str, Shaped[ndarray, "..."]], cases: list[str]) -> 
             )
         )
     step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    labels = [(across(t), f"{t:.{digits}f}" if digits < 5 else f"{t:.2g}") for t in ticks]
+    digits = next((n for n in range(12) if abs(round(step, n) - step) < 1e-6 * step), 12)
+    labels = [(across(t), f"{t:.{digits}f}" if digits < 6 else f"{t:.3g}") for t in ticks]
     return Plot(boxes, labels, WIDTH, TOP + ROW * len(finite) + BOTTOM)
 
 

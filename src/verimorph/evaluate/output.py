@@ -57,7 +57,7 @@ def measure_name(measure: str) -> tuple[str, str]:
     stem, _, unit = measure.rpartition("_")
     if measure.startswith("surface_dice_"):
         tolerance = measure.removeprefix("surface_dice_")
-        return f"Surface Dice within {tolerance.replace('mm', ' mm').replace('voxel', ' voxels')}", ""
+        return f"Surface Dice within {tolerance.replace('mm', ' mm').replace('voxel', ' voxel')}", ""
     if unit in _UNITS and measure not in _NAMES:
         return _NAMES.get(stem, stem.replace("_", " ")), _UNITS[unit]
     return _NAMES.get(measure, measure.replace("_", " ")), ""

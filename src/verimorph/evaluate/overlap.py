@@ -179,7 +179,7 @@ def _integers(labels: ndarray, name: str) -> Integer[ndarray, "*space"]:
 
 
 def _compact(
-    labels: Shaped[ndarray, "*space"], *, order: Literal["K", "A", "C", "F"] = "K", codes: bool = True
+    labels: Shaped[ndarray, "*space"], *, order: Literal["C", "F", "K"] = "K", codes: bool = True
 ) -> tuple[ndarray, ndarray]:
     """Return the values present and, flat, the position of each voxel's value among them (empty if not ``codes``)."""
     flat = labels.ravel(order=order)

@@ -113,7 +113,7 @@ def compare_paired(first: Shaped[ndarray, "..."], second: Shaped[ndarray, "..."]
 
     a, b = np.asarray(first, float).ravel(), np.asarray(second, float).ravel()
     both = np.isfinite(a) & np.isfinite(b)
-    difference = (b - a)[both]
+    difference = b[both] - a[both]
     moved = difference[difference != 0]
     low, high = bootstrap_interval(difference)
     found: dict[str, Any] = {
