@@ -177,15 +177,15 @@ def prepared(case: Case, folder: Path) -> Case:
 
 
 def _order(plan: Plan, done: set[tuple]) -> Iterator[tuple[Engine, Case, int]]:
-    """Yield what is left to do: case by case, each case starting with another engine and every second one backwards.
+    """Yield what is left to do, case by case, each starting with another engine and every second one going backwards.
 
     A machine that slows down or speeds up over the hours then favours nobody.
     """
     for repeat in range(plan.repeats):
         for number, case in enumerate(plan.cases):
             shift = (number + repeat) % len(plan.engines)
-            engines = plan.engines[shift:] + plan.engines[:shift]
-            for engine in engines if (number + repeat) % 2 == 0 else engines[::-1]:
+            first, *others = plan.engines[shift:] + plan.engines[:shift]
+            for engine in (first, *(others if (number + repeat) % 2 == 0 else others[::-1])):
                 key = (engine.name, engine.described(), case.name, plan.threads, repeat)
                 if key not in done:
                     yield engine, case, repeat

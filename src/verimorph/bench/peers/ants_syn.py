@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import ants as antspy
+import ants
 from job import Job
 
 _LINEAR = {
@@ -21,15 +21,15 @@ def main() -> None:
     """Register the pair of the job."""
     job = Job()
     with job.timing("files"):
-        fixed, moving = antspy.image_read(job.fixed), antspy.image_read(job.moving)
+        fixed, moving = ants.image_read(job.fixed), ants.image_read(job.moving)
         masks = {
-            name: antspy.image_read(path)
+            name: ants.image_read(path)
             for name, path in (("mask", job.fixed_mask), ("moving_mask", job.moving_mask))
             if path
         }
     kind = job.settings["type"] if job.kind == "deformable" else _LINEAR[job.settings["type"]][job.kind]
     with job.timing("register"):
-        result = antspy.registration(
+        result = ants.registration(
             fixed=fixed,
             moving=moving,
             type_of_transform=kind,
