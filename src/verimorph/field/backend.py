@@ -62,3 +62,21 @@ def set_threads(threads: int) -> None:
         import numba
 
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+
+
+@contextmanager
+def using_threads(threads: int) -> Iterator[None]:
+    """Run the enclosed code with so many threads; many small calls run fastest, and without idle spinning, on one."""
+    before = torch.get_num_threads()
+    before_numba = None
+    if _numba_kernels() is not None:
+        import numba
+
+        before_numba = numba.get_num_threads()
+    set_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if before_numba is not None:
+            numba.set_num_threads(before_numba)

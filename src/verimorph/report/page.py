@@ -17,6 +17,7 @@ from numpy import ndarray
 from verimorph import __version__
 from verimorph.evaluate.score import without_nan
 from verimorph.field import sample
+from verimorph.field.backend import using_threads
 from verimorph.io.safe import replacing
 from verimorph.prepare import default_background
 from verimorph.report import charts, facts, paint
@@ -65,7 +66,7 @@ def render(registration: Registration) -> str:
     """Return the page of one registration as HTML text."""
     import jinja2
 
-    with torch.inference_mode():
+    with torch.inference_mode(), using_threads(1):
         context = _context(registration)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
