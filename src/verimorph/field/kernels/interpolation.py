@@ -245,6 +245,35 @@ def warp_backward_field(image, shape, field, m, sensitivity, gradient):
             _through_matrix(m, total, free, x, y, gradient)
 
 
+@njit(fastmath=FAST, cache=True, nogil=True)
+def _spread(values, corner, fraction, inside, steps, first, last, target):
+    """Adjoint of :func:`_read` for one row: add to the voxels of ``target`` (flat) from ``first`` up to ``last``."""
+    dx, dy, dz = steps
+    f0, f1, f2 = fraction[0], fraction[1], fraction[2]
+    for z in range(corner.shape[0]):
+        if not inside[z]:
+            continue
+        s, fy, fz = values[z], f1[z], f2[z]
+        if first <= corner[z] < last:
+            c = np.uintp(corner[z])
+            a = s * (_ONE - f0[z])
+            b = a * fy
+            a -= b
+            target[c] += a * (_ONE - fz)
+            target[c + dz] += a * fz
+            target[c + dy] += b * (_ONE - fz)
+            target[c + dy + dz] += b * fz
+        if first <= corner[z] + np.int64(dx) < last:
+            c = np.uintp(corner[z]) + dx
+            a = s * f0[z]
+            b = a * fy
+            a -= b
+            target[c] += a * (_ONE - fz)
+            target[c + dz] += a * fz
+            target[c + dy] += b * (_ONE - fz)
+            target[c + dy + dz] += b * fz
+
+
 @njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
 def warp_backward_image(shape, field, m, sensitivity, gradient):
     """Derivative of ``sum(sensitivity * warp(image))`` with respect to the image: the adjoint of the interpolation.
@@ -255,9 +284,8 @@ def warp_backward_image(shape, field, m, sensitivity, gradient):
     """
     nx, ny, nz = shape
     channels, ox, oy, oz = sensitivity.shape
-    block = 8
-    slab = ny * nz
-    dx, dy, dz = _steps(shape)
+    block, slab = 16, ny * nz
+    steps = _steps(shape)
     reach = np.empty((ox, oy, 2), np.int64)
     for x in prange(ox):
         where, fraction = np.empty((3, oz), np.float32), np.empty((3, oz), np.float32)
@@ -265,49 +293,21 @@ def warp_backward_image(shape, field, m, sensitivity, gradient):
         for y in range(oy):
             _place(field, m, x, y, where)
             _cells(where, shape, corner, fraction, inside)
-            low, high = np.int64(nx), np.int64(-1)
+            low, high = np.int64(nx * slab), np.int64(-1)
             for z in range(oz):
-                if inside[z]:
-                    low, high = min(low, corner[z]), max(high, corner[z])
-            reach[x, y, 0], reach[x, y, 1] = (low // slab, high // slab) if high >= 0 else (nx, -2)
+                low = min(low, corner[z]) if inside[z] else low
+                high = max(high, corner[z]) if inside[z] else high
+            reach[x, y, 0], reach[x, y, 1] = low, high
     for job in prange((nx + block - 1) // block):
-        first, last = job * block, min(nx, (job + 1) * block)
-        gradient[:, first * slab : last * slab] = _ZERO
+        first, last = job * block * slab, min(nx, (job + 1) * block) * slab
+        gradient[:, first:last] = _ZERO
         where, fraction = np.empty((3, oz), np.float32), np.empty((3, oz), np.float32)
         corner, inside = np.empty(oz, np.int64), np.empty(oz, np.bool_)
         for x in range(ox):
             for y in range(oy):
-                if reach[x, y, 1] + 1 < first or reach[x, y, 0] >= last:
+                if reach[x, y, 1] + slab < first or reach[x, y, 0] >= last:
                     continue
                 _place(field, m, x, y, where)
                 _cells(where, shape, corner, fraction, inside)
-                for z in range(oz):
-                    if not inside[z]:
-                        continue
-                    plane = corner[z] // slab
-                    lower = first <= plane and plane < last
-                    upper = first <= plane + 1 and plane + 1 < last
-                    if not (lower or upper):
-                        continue
-                    fx, fy, fz = fraction[0, z], fraction[1, z], fraction[2, z]
-                    for k in range(channels):
-                        target = gradient[k]
-                        s = sensitivity[k, x, y, z]
-                        if lower:
-                            c = np.uintp(corner[z])
-                            a = s * (_ONE - fx)
-                            b = a * fy
-                            a -= b
-                            target[c] += a * (_ONE - fz)
-                            target[c + dz] += a * fz
-                            target[c + dy] += b * (_ONE - fz)
-                            target[c + dy + dz] += b * fz
-                        if upper:
-                            c = np.uintp(corner[z]) + dx
-                            a = s * fx
-                            b = a * fy
-                            a -= b
-                            target[c] += a * (_ONE - fz)
-                            target[c + dz] += a * fz
-                            target[c + dy] += b * (_ONE - fz)
-                            target[c + dy + dz] += b * fz
+                for k in range(channels):
+                    _spread(sensitivity[k, x, y], corner, fraction, inside, steps, first, last, gradient[k])
