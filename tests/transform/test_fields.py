@@ -54,6 +54,13 @@ def test_composite_unpacks_and_multiplies_matrices(linear, ndim):
     assert chain([linear, linear.inverse()]).kind == "identity"
 
 
+def test_an_identity_is_kept_in_a_composite_and_left_out_of_a_chain(fixed, smooth_field, ndim):
+    """Who builds field and matrix finds both again; who chains what came along gets no ballast."""
+    field = smooth_field(fixed)
+    assert [part.kind for part in Composite([field, identity(ndim)]).parts] == ["displacement", "identity"]
+    assert chain([field, identity(ndim)]) is field
+
+
 def test_dense_form_agrees_with_points_on_every_grid(fixed, moving, result):
     other = fixed.resized(tuple(n - 3 for n in fixed.shape))
     for grid in (fixed, moving, other):

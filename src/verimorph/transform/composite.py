@@ -83,9 +83,10 @@ class Composite:
 
 
 def chain(parts: Iterable[Transform]) -> Transform:
-    """Put transforms in a row, ``parts[0]`` acting first; a row that comes down to one transform is that one."""
-    made = Composite(tuple(parts))
-    return made.parts[0] if len(made.parts) == 1 else made
+    """Put transforms in a row, ``parts[0]`` acting first, without identities; a row of one is that transform."""
+    made = Composite(tuple(parts)).parts
+    kept = [part for part in made if part.kind != "identity"] or list(made[:1])
+    return kept[0] if len(kept) == 1 else Composite(kept)
 
 
 def _simplified(parts: Iterable[Transform]) -> list[Transform]:
@@ -99,5 +100,4 @@ def _simplified(parts: Iterable[Transform]) -> list[Transform]:
                 out[-1] = Affine(piece.matrix @ before.matrix)
             else:
                 out.append(piece)
-    without_identity = [part for part in out if part.kind != "identity"]
-    return without_identity or out[:1]
+    return out
