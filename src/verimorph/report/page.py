@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import datetime
+from functools import cache
 from importlib import resources
 from os import PathLike
 from pathlib import Path
@@ -27,6 +28,8 @@ from verimorph.report.view import tilt_degrees
 from verimorph.transform import identity
 
 if TYPE_CHECKING:
+    import jinja2
+
     from verimorph.registration import Registration
 
 FEWEST_IN_VIEW = 0.02
@@ -64,10 +67,16 @@ def write_report(registration: Registration, path: str | PathLike) -> Path:
 
 def render(registration: Registration) -> str:
     """Return the page of one registration as HTML text."""
-    import jinja2
-
     with torch.inference_mode(), using_threads(1):
         context = _context(registration)
+    context |= {"style": _asset("report.css"), "script": _asset("report.js")}
+    return _template().render(context)
+
+
+@cache
+def _template() -> jinja2.Template:
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
         autoescape=True,
@@ -76,8 +85,7 @@ def render(registration: Registration) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = facts.number
-    context |= {"style": _asset("report.css"), "script": _asset("report.js")}
-    return environment.get_template("report.html.j2").render(context)
+    return environment.get_template("report.html.j2")
 
 
 def _asset(name: str) -> str:
