@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from verimorph.bench.records import Record
-from verimorph.bench.table import MEASURES, by_set, newest, summarise
+from verimorph.bench.table import MEASURES, Row, by_set, newest, summarise
 from verimorph.errors import InputError
 
 
 def draw(records: Iterable[Record], path: str | Path) -> Path:
     """Draw the figure to ``path`` (.svg, .png or .pdf).
 
-    Errors in mm have their axis turned over, so that better is up in every panel. The identity is a line. Engines
+    Errors have their axis turned over, so that better is up in every panel. The identity is a line. Engines
     that finished no case of a set are not in its panel.
 
     Raises
@@ -46,30 +48,15 @@ def draw(records: Iterable[Record], path: str | Path) -> Path:
         palette = plt.get_cmap("tab20")
         colour = {name: palette(index % 20) for index, name in enumerate(names)}
         for panel, ((title, measure, threads), rows) in zip(axes.flat, groups.items(), strict=False):
-            label, higher, _digits = MEASURES[measure]
-            for row in rows:
-                if row.engine == "identity":
-                    panel.axhline(row.mean, color="0.6", linewidth=1, linestyle=":", label="identity")
-                elif row.wall_s:
-                    ours = row.engine.startswith("verimorph")
-                    panel.scatter(
-                        row.wall_s, row.mean, color=colour[row.engine], s=45, marker="D" if ours else "o", zorder=3
-                    )
-                    panel.annotate(
-                        row.engine,
-                        (row.wall_s, row.mean),
-                        xytext=(5, 3),
-                        textcoords="offset points",
-                        fontweight="bold" if ours else "normal",
-                    )
-            panel.set_xscale("log")
-            panel.margins(x=0.25, y=0.12)
-            panel.grid(alpha=0.3, which="both", linewidth=0.5)
+            label, higher, _ = MEASURES[measure]
+            _draw_panel(panel, rows, colour)
             panel.set_title(f"{title} ({threads} thread{'s' * (threads > 1)})")
             panel.set_xlabel("seconds, whole command")
-            panel.set_ylabel(label if higher else f"{label}, mm (smaller is up)")
-            if not higher:
+            panel.set_ylabel(label if higher else f"{label} (turned over)")
+            if not higher:  # errors span decades, from the identity down to a fraction of a voxel
+                panel.set_yscale("log")
                 panel.invert_yaxis()
+                _plain_ticks(panel.yaxis)
         for panel in list(axes.flat)[len(groups) :]:
             panel.set_visible(False)
         with replacing(path) as beside:
@@ -78,3 +65,40 @@ def draw(records: Iterable[Record], path: str | Path) -> Path:
     if backend != "agg":
         matplotlib.use(backend, force=False)
     return Path(path)
+
+
+def _draw_panel(panel: Any, rows: list[Row], colour: dict[str, Any]) -> None:
+    """Draw one set. An engine that finished fewer cases than the best says how many: its mean is over others."""
+    cases = max(row.cases for row in rows)
+    points = [(row, row.wall_s) for row in rows if row.engine != "identity" and row.wall_s]
+    for row in rows:
+        if row.engine == "identity":
+            panel.axhline(row.mean, color="0.5", linewidth=1, linestyle=":")
+            panel.annotate("identity", (0.01, row.mean), xycoords=("axes fraction", "data"), color="0.4", va="bottom")
+    panel.set_xscale("log")
+    if points:
+        low, high = min(seconds for _, seconds in points) / 1.8, max(seconds for _, seconds in points) * 1.8
+        panel.set_xlim(low, high)
+    for row, seconds in points:
+        ours, left = row.engine.startswith("verimorph"), seconds > math.sqrt(low * high)
+        panel.scatter(seconds, row.mean, color=colour[row.engine], s=45, marker="D" if ours else "o", zorder=3)
+        panel.annotate(
+            row.engine + (f" ({row.cases} of {cases})" if row.cases < cases else ""),
+            (seconds, row.mean),
+            xytext=(-6 if left else 6, 4),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontweight="bold" if ours else "normal",
+        )
+    _plain_ticks(panel.xaxis)
+    panel.margins(y=0.12)
+    panel.grid(alpha=0.3, linewidth=0.5)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Write 2, 5, 10 on a logarithmic axis, not powers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

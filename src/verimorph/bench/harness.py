@@ -121,7 +121,7 @@ def _run_process(engine: Engine, case: Case, plan: Plan, record: Record) -> Reco
             ended = "time limit" if outcome.exit_code is None else f"exit code {outcome.exit_code}"
             return replace(record, ok=False, problem=f"{ended}: {outcome.last_line}".rstrip(": "))
         result = engine.result(out)
-        record = replace(record, versions=result.get("versions", {}), **_parts(result, outcome))
+        record = replace(record, versions=result.get("versions", {}), **_parts(result, outcome))  # type: ignore[arg-type]
         chain = [Path(name) for name in result["chain"]]
         return replace(record, scores=score_transform(case, read_chain(chain, 3)))
     finally:
@@ -173,7 +173,7 @@ def prepared(case: Case, folder: Path) -> Case:
             sitk.WriteImage(image, str(beside))
             beside.replace(target)
         changed[name] = target
-    return replace(case, **changed) if changed else case
+    return replace(case, **changed)  # type: ignore[arg-type]
 
 
 def _order(plan: Plan, done: set[tuple]) -> Iterator[tuple[Engine, Case, int]]:

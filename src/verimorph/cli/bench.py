@@ -229,7 +229,9 @@ def _write_results(records: Path, results: Path, only: set[str] | None = None) -
     figure = None
     if any(record.figure is not None for record in chosen):
         figure = draw(chosen, results.with_name("accuracy-seconds.svg")).name
-    words = [word for word in sys.argv[1:] if not word.startswith("/")] if sys.argv[1:2] == ["bench"] else ["bench"]
+    # A page that is published names no folder of the machine it was made on.
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    words = words if words[:1] == ["bench"] else ["bench"]
     text = page(
         chosen,
         command=shlex.join(["verimorph", *words]),

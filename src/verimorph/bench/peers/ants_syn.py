@@ -3,6 +3,9 @@
 ``type`` is the transform type as ANTsPy names it; linear pairs use the linear stages of the same set.
 """
 
+# mypy: ignore-errors
+# (it is checked against our packages; this runs with the peer's)
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,5 +1,8 @@
 """ConvexAdam with MIND features, after greedy's affine: it searches on one grid and has no linear stage of its own."""
 
+# mypy: ignore-errors
+# (it is checked against our packages; this runs with the peer's)
+
 from __future__ import annotations
 
 import greedy

@@ -4,6 +4,9 @@ Only the automatic start (centre of one grid to centre of the other) is added: w
 share no voxel. The transform leaves as the dense field that transformix computes.
 """
 
+# mypy: ignore-errors
+# (it is checked against our packages; this runs with the peer's)
+
 from __future__ import annotations
 
 import SimpleITK as sitk

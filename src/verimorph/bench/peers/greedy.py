@@ -4,6 +4,9 @@ Linear pairs of different contrast use NMI. Coarse levels that would leave fewer
 stops with an error there. Warps are kept at full precision (``-wp 0``); the default rounds to 0.1 voxel.
 """
 
+# mypy: ignore-errors
+# (it is checked against our packages; this runs with the peer's)
+
 from __future__ import annotations
 
 import numpy as np

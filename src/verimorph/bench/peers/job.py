@@ -3,6 +3,9 @@
 Runs in the peer's environment: standard library only at the top, SimpleITK where images are read.
 """
 
+# mypy: ignore-errors
+# (it is checked against our packages; this runs with the peer's)
+
 from __future__ import annotations
 
 import json
