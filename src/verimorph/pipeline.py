@@ -23,20 +23,21 @@ from verimorph import prepare
 from verimorph.errors import OptionError
 from verimorph.grid import Grid
 from verimorph.image import Image
-from verimorph.solve.deformable import DeformableResult, DeformableSettings, Regularity, solve_deformable
+from verimorph.solve.deformable import DeformableResult, DeformableSettings, solve_deformable
 from verimorph.solve.initialise import find_start
 from verimorph.solve.linear import LinearKind, solve_linear
 from verimorph.solve.measure import Measure, make_measure
 from verimorph.solve.progress import Event, Recorder, Step
 from verimorph.solve.pyramid import Volume, make_level
-from verimorph.solve.schedule import STAGES, LinearLevel, deformable_levels, linear_levels, preset, start_spacing
+from verimorph.solve.regularity import make_regularity
+from verimorph.solve.schedule import LINEAR_RADIUS, STAGES, LinearLevel, deformable_levels, linear_levels, preset, start_spacing
 
 # What each requested transform goes through: a stiffer model first, so that a free one starts near.
 _LADDER: dict[str, tuple[LinearKind, ...]] = {
     "rigid": ("rigid",),
     "similarity": ("rigid", "similarity"),
-    "affine": ("rigid", "similarity", "affine"),
-    "deformable": ("rigid", "similarity", "affine"),
+    "affine": ("rigid", "affine"),
+    "deformable": ("rigid", "affine"),
 }
 
 
@@ -113,6 +114,8 @@ def make_recipe(
     chosen_levels, chosen_iterations = deformable_levels(quality, levels, iterations)
     base = preset(quality)
     make_measure(similarity, radius=base.lncc_radius)
+    if regularity is not None:
+        make_regularity(regularity)
     axes = None if restrict is None or all(restrict) else tuple(bool(free) for free in restrict)
     settings = DeformableSettings(
         update_sigma=base.deformable.update_sigma,
@@ -216,7 +219,6 @@ def run(
     start: Float[ndarray, "h h"] | None = None,
     start_name: str = "file",
     start_field: Float[Tensor, "1 d *space"] | None = None,
-    regularity: Regularity | None = None,
     watcher: Callable[[Event], None] | None = None,
 ) -> Outcome:
     """Go through the stages of a recipe.
@@ -231,7 +233,7 @@ def run(
     clock, recorder = Clock(), Recorder(watcher)
     steps = linear_levels(fixed.grid, moving.grid, final=not recipe.deforms)
     recorder.budget = _budget(fixed.grid, recipe, steps)
-    linear_measure = make_measure(recipe.similarity, radius=2)
+    linear_measure = make_measure(recipe.similarity, radius=LINEAR_RADIUS)
     with clock("start"):
         coarse = make_level(
             fixed=fixed, moving=moving, shrink=steps[0].shrink, spacing_mm=start_spacing(fixed.grid, moving.grid)
@@ -248,7 +250,7 @@ def run(
     found = None
     if recipe.deforms:
         with clock("deformable"):
-            found = _deformable_stage(fixed, moving, matrix, recipe, start_field, regularity, recorder)
+            found = _deformable_stage(fixed, moving, matrix, recipe, start_field, recorder)
     return Outcome(start, start_name, matrix, found, recorder.history, clock.seconds)
 
 
@@ -289,7 +291,6 @@ def _deformable_stage(
     matrix: np.ndarray,
     recipe: Recipe,
     start: Tensor | None,
-    regularity: Regularity | None,
     recorder: Recorder,
 ) -> DeformableResult:
     finest = float(fixed.grid.spacing.min())
@@ -301,7 +302,7 @@ def _deformable_stage(
         linear=matrix,
         grid=fixed.grid,
         settings=recipe.deformable,
-        regularity=regularity,
+        regularity=None if recipe.regularity is None else make_regularity(recipe.regularity),
         start=start,
         recorder=recorder,
     )

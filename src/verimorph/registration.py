@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from verimorph import pipeline
-from verimorph.errors import InputError, OptionError, VerimorphWarning
+from verimorph.errors import InputError, OptionError, VerimorphWarning, nearest
 from verimorph.evaluate.score import score
 from verimorph.field import Inversion
 from verimorph.field.backend import set_threads
@@ -288,8 +288,8 @@ def register(
     Parameters
     ----------
     fixed, moving
-        Paths, :class:`~verimorph.Image`, nibabel or SimpleITK images, or ``(array, affine)`` with a RAS+ mm affine. Both
-        2-D or both 3-D.
+        Paths, :class:`~verimorph.Image`, nibabel or SimpleITK images, or ``(array, affine)`` with a RAS+ mm affine.
+        Both 2-D or both 3-D.
     transform
         ``rigid``, ``similarity``, ``affine`` or ``deformable`` (diffeomorphic, after the affine).
     fixed_mask, moving_mask
@@ -349,7 +349,7 @@ def register(
                 fixed_landmarks=fixed_landmarks,
                 moving_landmarks=moving_landmarks,
             )
-            recipe, start = _resolve(
+            recipe, start, start_field = _resolve(
                 given,
                 initial,
                 transform=transform,
@@ -378,7 +378,9 @@ def register(
                 moving_mask=given.moving_mask,
                 recipe=recipe,
             )
-        found = pipeline.run(fixed=first, moving=second, recipe=recipe, start=start, watcher=progress)
+        found = pipeline.run(
+            fixed=first, moving=second, recipe=recipe, start=start, start_field=start_field, watcher=progress
+        )
         del first, second
         result = _assemble(given, recipe, found, clock.seconds)
     result.warnings = list(dict.fromkeys(str(w.message) for w in caught))
@@ -395,7 +397,7 @@ def plan(*, threads: int | None = None, **request: Any) -> Plan:
     request.pop("progress", None)
     names = set(_Inputs.__dataclass_fields__)
     given = _Inputs.read(**{name: request.pop(name, None) for name in names})
-    recipe, _ = _resolve(given, request.pop("initial", "auto"), **request)
+    recipe, _, _ = _resolve(given, request.pop("initial", "auto"), **request)
     return _plan(given, recipe, threads)
 
 
@@ -440,14 +442,19 @@ class _Inputs:
         return given
 
 
-def _resolve(given: _Inputs, initial: Any, **request: Any) -> tuple[pipeline.Recipe, np.ndarray | None]:
-    """Return the recipe and, where it does not have to be sought, the matrix to start from."""
+def _resolve(
+    given: _Inputs, initial: Any, **request: Any
+) -> tuple[pipeline.Recipe, np.ndarray | None, torch.Tensor | None]:
+    """Return the recipe and, where they do not have to be sought, the matrix and the field to start from."""
     ndim = given.fixed.grid.ndim
     request.pop("threads", None)
     restrict = request.get("restrict")
     if restrict is not None and len(restrict) != ndim:
         raise OptionError(f"restrict has {len(restrict)} entries for a {ndim}-D image; give one an axis")
-    name, start = _start(given, initial)
+    name, start, start_field = _start(given, initial)
+    if start_field is not None and request.get("stages") is None:
+        # The linear part belongs to the field that came with it; refitting it alone would spoil both.
+        request["stages"] = ("deformable",)
     recipe = pipeline.make_recipe(initial=name, **request)
     _check_device(recipe.device)
     if start is None and not validate.check_overlap(given.fixed, given.moving):
@@ -460,22 +467,23 @@ def _resolve(given: _Inputs, initial: Any, **request: Any) -> tuple[pipeline.Rec
         # A start by the header would compare nothing with nothing.
         if name in ("header", "identity"):
             recipe = pipeline.make_recipe(initial="centre", **request)
-    return recipe, start
+    return recipe, start, start_field
 
 
-def _start(given: _Inputs, initial: Any) -> tuple[str, np.ndarray | None]:
+def _start(given: _Inputs, initial: Any) -> tuple[str, np.ndarray | None, torch.Tensor | None]:
     ndim = given.fixed.grid.ndim
     if isinstance(initial, str) and initial in STARTS:
-        return initial, None
+        return initial, None, None
     if isinstance(initial, str) and initial == "landmarks":
         if given.fixed_landmarks is None or given.moving_landmarks is None:
             raise OptionError("a start from landmarks needs landmarks of both images")
-        return initial, _rigid_fit(given.fixed_landmarks.coordinates, given.moving_landmarks.coordinates)
+        matrix = _rigid_fit(given.fixed_landmarks.coordinates, given.moving_landmarks.coordinates)
+        return initial, matrix, None
     if isinstance(initial, str | PathLike):
         path = Path(initial)
         if not path.exists():
             raise OptionError(
-                f"start '{initial}' is neither a known start ({', '.join((*STARTS, 'landmarks'))}) nor a file"
+                f"start '{initial}' is neither a file nor a known start{nearest(str(initial), (*STARTS, 'landmarks'))}"
             )
         initial = read_transform(path, fixed=given.fixed.grid, moving=given.moving.grid)
     if isinstance(initial, np.ndarray):
@@ -484,19 +492,14 @@ def _start(given: _Inputs, initial: Any) -> tuple[str, np.ndarray | None]:
         raise OptionError(f"a start is a name, a transform file or a transform, not {type(initial).__name__}")
     if initial.ndim != ndim:
         raise InputError(f"the transform to start from is {initial.ndim}-D, the images are {ndim}-D")
-    if not isinstance(initial, Affine):
-        linear = [part for part in _parts(initial) if isinstance(part, Affine)]
-        warnings.warn(
-            VerimorphWarning(
-                f"the transform to start from is {initial.kind}: its linear part is used, its field is not"
-            ),
-            stacklevel=4,
-        )
-        matrix = np.eye(ndim + 1)
-        for part in linear:
-            matrix = part.matrix @ matrix
-        return "file", matrix
-    return "file", np.array(initial.matrix)
+    parts = _parts(initial)
+    matrix = np.eye(ndim + 1)
+    while parts and isinstance(parts[-1], Affine):
+        matrix = matrix @ parts.pop().matrix
+    if not parts:
+        return "file", matrix, None
+    before = parts[0] if len(parts) == 1 else Composite(parts)
+    return "file", matrix, before.displacement_on(given.fixed.grid)
 
 
 def _rigid_fit(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from verimorph.solve.linear import solve_linear
 from verimorph.solve.measure import Measure, make_measure
 from verimorph.solve.progress import Event, Step
 from verimorph.solve.pyramid import Level, Volume, level_shape, make_level
+from verimorph.solve.regularity import make_regularity
 
 __all__ = [
     "DeformableResult",
@@ -22,6 +23,7 @@ __all__ = [
     "level_shape",
     "make_level",
     "make_measure",
+    "make_regularity",
     "solve_deformable",
     "solve_linear",
 ]

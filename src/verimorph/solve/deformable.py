@@ -32,6 +32,7 @@ from verimorph.field import (
     warp_with_gradient,
 )
 from verimorph.grid import Grid
+from verimorph.solve.linear import masked_by_moving
 from verimorph.solve.measure import Measure, Prepared
 from verimorph.solve.progress import Recorder, has_converged
 from verimorph.solve.pyramid import Level, Volume
@@ -139,14 +140,14 @@ class _Force:
     """Moved image and force on the field for one moving image at one level."""
 
     def __init__(self, measure: Measure, level: Level, linear: np.ndarray) -> None:
-        self.measure, self.fixed, self.moving = measure, level.fixed, level.moving
+        self.measure, self.level = measure, level
         self.matrix = level.moving.grid.inverse_affine @ linear @ level.fixed.grid.affine
         self.channels = measure.channels(level.moving)
         self.prepared: Prepared | None = None if level.moving.mask is not None else measure.prepare(level.fixed)
 
     def __call__(self, displacement: Tensor) -> tuple[float, Tensor]:
         """Return the value of the measure and its gradient with respect to the displacement."""
-        prepared = self.prepared or self.measure.prepare(self._masked(displacement))
+        prepared = self.prepared or self.measure.prepare(masked_by_moving(self.level, displacement, self.matrix))
         count = self.channels.shape[1]
         if count == 1:
             moved, slope = warp_with_gradient(self.channels, displacement, matrix=self.matrix)
@@ -159,12 +160,6 @@ class _Force:
             _, slope = warp_with_gradient(self.channels[:, c : c + 1], displacement, matrix=self.matrix)
             force.addcmul_(slope, residual[:, c : c + 1])
         return value, force
-
-    def _masked(self, displacement: Tensor) -> Volume:
-        """The fixed volume, masked where the moving mask arrives as well as by its own."""
-        arrived = (warp(self.moving.mask, displacement, matrix=self.matrix) > 0.5).to(displacement.dtype)  # type: ignore[arg-type]
-        mask = arrived if self.fixed.mask is None else arrived * self.fixed.mask
-        return Volume(self.fixed.tensor, self.fixed.grid, mask)
 
 
 def _step(force: Tensor, sigma: Sequence[float], settings: DeformableSettings) -> Tensor:

@@ -17,10 +17,10 @@ from numpy import ndarray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from verimorph.field import voxel_index, warp_with_gradient
+from verimorph.field import voxel_index, warp, warp_with_gradient
 from verimorph.grid import Grid
 from verimorph.solve.measure import Measure
-from verimorph.solve.pyramid import Level
+from verimorph.solve.pyramid import Level, Volume
 
 LinearKind = Literal["translation", "rigid", "similarity", "affine"]
 
@@ -121,8 +121,8 @@ class LinearObjective:
     """A measure as a function of the world matrix, at one level."""
 
     def __init__(self, level: Level, measure: Measure) -> None:
-        self.level = level
-        self.prepared = measure.prepare(level.fixed)
+        self.level, self.measure = level, measure
+        self.prepared = None if level.moving.mask is not None else measure.prepare(level.fixed)
         self.channels = measure.channels(level.moving)
         grid = level.fixed.grid
         tensor = level.fixed.tensor
@@ -138,7 +138,8 @@ class LinearObjective:
             for c in range(self.channels.shape[1])
         ]
         moved = pairs[0][0] if len(pairs) == 1 else torch.cat([value for value, _ in pairs], dim=1)
-        value, force = self.prepared.value_and_gradient(moved)
+        prepared = self.prepared or self.measure.prepare(masked_by_moving(self.level, self._still, index_map))
+        value, force = prepared.value_and_gradient(moved)
         d = fixed.ndim
         moments = np.zeros((d, d + 1))
         for c, (_, gradient) in enumerate(pairs):
@@ -147,6 +148,16 @@ class LinearObjective:
         # The image gradient came with respect to a shift of the fixed index; the map's own derivative undoes that.
         slope[:d] = np.linalg.inv(index_map[:d, :d]).T @ moments
         return value, moving.inverse_affine.T @ slope @ fixed.affine.T
+
+
+def masked_by_moving(level: Level, displacement: Tensor, index_map: Float[ndarray, "h h"]) -> Volume:
+    """Return the fixed volume, masked where the moving mask arrives through a map as well as by its own."""
+    mask = level.moving.mask
+    assert mask is not None
+    arrived = (warp(mask, displacement, matrix=index_map) > 0.5).to(displacement.dtype)
+    return Volume(
+        level.fixed.tensor, level.fixed.grid, arrived if level.fixed.mask is None else arrived * level.fixed.mask
+    )
 
 
 def _moments(force: Float[Tensor, "1 d *space"]) -> Float[ndarray, "d h"]:

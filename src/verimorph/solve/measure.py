@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor
 from verimorph.errors import OptionError, nearest
 from verimorph.grid import Grid
 from verimorph.objective import similarity as terms
+from verimorph.objective.grammar import build_term, parse, validate
+from verimorph.objective.registry import TERMS, row
+from verimorph.objective.terms import ObjectiveTerm
 from verimorph.solve.pyramid import Volume
-
-NAMES = ("lncc", "mi", "mse", "mind")
 
 
 @runtime_checkable
@@ -42,13 +43,17 @@ class Measure(Protocol):
         ...
 
 
-def window_radius(grid: Grid, radius: float) -> tuple[int, ...]:
+def window_radius(grid: Grid, radius: float | Sequence[int]) -> tuple[int, ...]:
     """Radius in voxels of a window that is about cubic in the world: full along the finest axis, never past the image.
+
+    A radius for every axis is taken as it is.
 
     >>> window_radius(Grid((64, 64, 20), np.diag([1.0, 1.0, 4.0, 1.0])), 2)
     (2, 2, 1)
     """
     finest = grid.spacing.min()
+    if not isinstance(radius, int | float):
+        return tuple(min(r, (n - 1) // 2) for r, n in zip(radius, grid.shape, strict=True))
     radii = [max(1, round(radius * finest / s)) for s in grid.spacing]
     return tuple(min(r, (n - 1) // 2) for r, n in zip(radii, grid.shape, strict=True))
 
@@ -62,7 +67,7 @@ class LocalCorrelation:
 
     name = "lncc"
 
-    def __init__(self, radius: float = 2, epsilon: float = 1e-5) -> None:
+    def __init__(self, radius: float | Sequence[int] = 2, epsilon: float = 1e-5) -> None:
         self.radius, self.epsilon = radius, epsilon
 
     def channels(self, moving: Volume) -> Tensor:
@@ -142,13 +147,15 @@ class SelfSimilarity:
 
     name = "mind"
 
-    def __init__(self, radius: int = 2, dilation: int = 2) -> None:
+    def __init__(self, radius: int | Sequence[int] = 2, dilation: int | Sequence[int] = 2) -> None:
         self.radius, self.dilation = radius, dilation
 
     def _describe(self, volume: Volume) -> Tensor:
         limit = [max(0, (n - 1) // 2) for n in volume.grid.shape]
-        radius = tuple(min(self.radius, n) for n in limit)
-        dilation = tuple(min(self.dilation, n) for n in limit)
+        radius, dilation = (
+            tuple(min(r, n) for r, n in zip([r] * len(limit) if isinstance(r, int) else r, limit, strict=True))
+            for r in (self.radius, self.dilation)
+        )
         return terms.mind_ssc(volume.tensor, radius, dilation)
 
     def channels(self, moving: Volume) -> Tensor:
@@ -186,12 +193,33 @@ class _PreparedSum:
         return total, torch.cat(gradients, dim=1)
 
 
-_MAKERS = {
-    "lncc": (LocalCorrelation, {"radius": float}),
-    "mi": (MutualInformation, {"bins": int}),
-    "mse": (SquaredDifference, {}),
-    "mind": (SelfSimilarity, {"radius": int, "dilation": int}),
-}
+class AnyTerm:
+    """Any similarity term of the objective, differentiated by autograd."""
+
+    def __init__(self, name: str, settings: dict[str, Any]) -> None:
+        self.name = name
+        self.term, _ = build_term(name, **settings)
+
+    def channels(self, moving: Volume) -> Tensor:
+        return moving.tensor
+
+    def prepare(self, fixed: Volume) -> Prepared:
+        return _PreparedTerm(self.term, fixed)
+
+
+class _PreparedTerm:
+    def __init__(self, term: ObjectiveTerm, fixed: Volume) -> None:
+        self.term, self.spacing = term, tuple(float(s) for s in fixed.grid.spacing)
+        self.tensors = {"fixed": fixed.tensor}
+        if fixed.mask is not None:
+            self.tensors["fixed_mask"] = fixed.mask
+
+    def value_and_gradient(self, moved: Tensor) -> tuple[float, Tensor]:
+        with torch.enable_grad():
+            leaf = moved.detach().requires_grad_()
+            value = self.term(self.tensors | {"moved": leaf}, spacing=self.spacing)
+            (gradient,) = torch.autograd.grad(value, leaf)
+        return float(value.detach()), gradient
 
 
 def make_measure(text: str, *, radius: float = 2) -> Measure:
@@ -200,15 +228,15 @@ def make_measure(text: str, *, radius: float = 2) -> Measure:
     Parameters
     ----------
     text
-        ``lncc``, ``mi``, ``mse``, ``mind``, with settings and sums: ``lncc:radius=4+mind:weight=0.5``. ``auto`` is
-        ``lncc``.
+        Any similarity term of :mod:`verimorph.objective`, with settings and sums: ``lncc``, ``mi``, ``mse``, ``mind``,
+        ``lncc:radius=4+mind:weight=0.5``. ``auto`` is ``lncc``. The four named ones have compiled gradients.
     radius
-        Window radius of ``lncc`` where the text names none.
+        Window radius of ``lncc`` where the text names none: voxels of the finest axis.
 
     Raises
     ------
     OptionError
-        For an unknown measure or setting; the nearest valid one is named.
+        For an unknown term or setting; the nearest valid one is named.
 
     Examples
     --------
@@ -216,26 +244,28 @@ def make_measure(text: str, *, radius: float = 2) -> Measure:
     'lncc+mind'
     """
     parts: list[tuple[float, Measure]] = []
-    for item in text.split("+"):
-        name, _, tail = item.strip().partition(":")
-        name = "lncc" if name == "auto" else name
-        if name not in _MAKERS:
-            raise OptionError(f"unknown similarity '{name}' in '{text}'{nearest(name, [*NAMES, 'auto'])}")
-        maker, known = _MAKERS[name]
-        settings: dict[str, float] = {"radius": radius} if name == "lncc" else {}
-        weight = 1.0
-        for pair in filter(None, tail.split(",")):
-            key, _, value = pair.partition("=")
-            key = key.strip()
-            if key != "weight" and key not in known:
-                raise OptionError(f"unknown setting '{key}' of {name} in '{text}'{nearest(key, [*known, 'weight'])}")
-            try:
-                number = float(value)
-            except ValueError:
-                raise OptionError(f"'{key}' of {name} in '{text}' needs a number, got '{value}'") from None
-            if key == "weight":
-                weight = number
-            else:
-                settings[key] = known[key](number)
-        parts.append((weight, maker(**settings)))
+    for entry in parse("lncc" if text == "auto" else text):
+        settings = dict(entry)
+        name = settings.pop("name")
+        if row(name).group != "similarity":
+            similar = [known for known, entry in TERMS.items() if entry.group == "similarity"]
+            raise OptionError(f"'{name}' does not compare two images{nearest(name, similar)}")
+        weight = validate(name, settings).pop("weight")
+        settings.pop("weight", None)
+        if not isinstance(weight, int | float):
+            raise OptionError(f"the weight of '{name}' in '{text}' must be a number here")
+        parts.append((float(weight), _fast_form(name, settings, radius) or AnyTerm(name, settings)))
     return parts[0][1] if len(parts) == 1 and parts[0][0] == 1 else WeightedSum(parts)
+
+
+def _fast_form(name: str, settings: dict[str, Any], radius: float) -> Measure | None:
+    """Return the measure with a compiled gradient, if these settings have one."""
+    if name == "lncc" and set(settings) <= {"radius"}:
+        return LocalCorrelation(settings.get("radius", radius))
+    if name == "mi" and set(settings) <= {"bins"}:
+        return MutualInformation(**settings)
+    if name == "mse" and not settings:
+        return SquaredDifference()
+    if name == "mind" and set(settings) <= {"radius", "dilation"}:
+        return SelfSimilarity(**settings)
+    return None

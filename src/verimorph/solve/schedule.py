@@ -31,6 +31,9 @@ PRESETS = {
     "best": Preset((8, 4, 2, 1), (200, 150, 100, 60), DeformableSettings(convergence=1e-4)),
 }
 
+# Window radius of lncc in the linear stages. A wider window than the deformable stage's: few unknowns, smoother valley.
+LINEAR_RADIUS = 3.0
+
 # The start is sought on a copy with about this many voxels along its longest side: some 30 000 voxels in all.
 _START_VOXELS = 36
 _START_ITERATIONS = 25
