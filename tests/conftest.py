@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import locale
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # One thread a process: results do not depend on the machine, and parallel workers do not fight over cores.
@@ -40,6 +42,14 @@ hypothesis.settings.register_profile(
     "verimorph", deadline=None, max_examples=25, derandomize=True, database=None, phases=_phases
 )
 hypothesis.settings.load_profile("verimorph")
+
+
+@pytest.fixture(autouse=True)
+def _keep_locale() -> Iterator[None]:
+    """Writing DICOM through ITK sets the locale of the whole process to C, and later tests read UTF-8 as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="session")
