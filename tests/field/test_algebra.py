@@ -144,11 +144,11 @@ def test_a_shift_is_inverted_up_to_the_border(backend):
 
 
 def test_swinging_iteration_is_damped(backend):
-    """Derivative -0.95 along one axis, 0.9 along another: the plain iteration still swings after 50 steps."""
-    u = affine_field(np.diag([1.9, 1.0, 0.6]), (21, 9, 21))
+    """A derivative of 1.3 along one axis: the plain iteration swings ever wider, half steps converge."""
+    u = affine_field(np.diag([2.3, 1.0, 0.6]), (21, 9, 21))
     inverse = invert(u, tolerance=1e-4, iterations=80)
     kept = inside_by(inverse.displacement, 0)
-    expected = affine_field(np.diag([1 / 1.9, 1.0, 1 / 0.6]), (21, 9, 21))[0].numpy()
+    expected = affine_field(np.diag([1 / 2.3, 1.0, 1 / 0.6]), (21, 9, 21))[0].numpy()
     np.testing.assert_allclose(inverse.displacement[0].numpy()[:, kept], expected[:, kept], atol=0.02)
 
 

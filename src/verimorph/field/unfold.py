@@ -15,9 +15,10 @@ def unfold(
 ) -> Float[Tensor, "b d *space"]:
     """Return the field with ``det(I + du/dx) > floor`` at every voxel (central differences).
 
-    Where the determinant is at or below the floor the field is blended with a smoothed copy of itself, with weights that
-    fade over a few voxels; repeated with a wider reach until nothing is left. A field without folds comes back as it is,
-    the same object. Composing small smooth steps cannot fold in the continuum; on a lattice single voxels still do.
+    Where the determinant is at or below the floor the field is blended with a smoothed copy of itself, with weights
+    that fade over a few voxels; repeated with a wider reach until nothing is left. A field without folds comes back as
+    it is, the same object. Composing small smooth steps cannot fold in the continuum; on a lattice single voxels still
+    do.
 
     Parameters
     ----------
