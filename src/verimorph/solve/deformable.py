@@ -273,7 +273,7 @@ class _Symmetric:
         inverses = [_invert_coarse_to_fine(part, grid) for part in parts]
         forward = unfold(compose(parts[1], inverses[0].displacement))
         backward = compose(parts[0], inverses[1].displacement)
-        refined = invert(forward, start=backward, iterations=8, tolerance=_TOLERANCE)
+        refined = invert(forward, start=backward, iterations=40, tolerance=_TOLERANCE)
         return DeformableResult(forward, refined)
 
 
