@@ -7,14 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from verimorph.errors import InputError, ResourceError
 from verimorph.io import safe
-from verimorph.io.safe import replacing, require_free_space, require_writable, stop_on_sigterm, writing_folder
+from verimorph.io.safe import replacing, require_free_space, require_writable, writing_folder
 
 
 def everything(folder: Path) -> list[str]:
@@ -140,11 +139,14 @@ def test_too_little_space_is_told_before_the_work(tmp_path):
 def test_sigterm_leaves_nothing_behind(tmp_path):
     script = (
         "import sys, time\n"
-        "from verimorph.io.safe import stop_on_sigterm, writing_folder\n"
-        "with stop_on_sigterm(), writing_folder(sys.argv[1]) as folder:\n"
-        "    (folder / 'half.txt').write_text('half')\n"
-        "    print('ready', flush=True)\n"
-        "    time.sleep(60)\n"
+        "from verimorph.cli.runtime import run_safely\n"
+        "from verimorph.io.safe import writing_folder\n"
+        "def work():\n"
+        "    with writing_folder(sys.argv[1]) as folder:\n"
+        "        (folder / 'half.txt').write_text('half')\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n"
+        "sys.exit(run_safely(work))\n"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out")], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline().strip() == b"ready"
@@ -152,13 +154,3 @@ def test_sigterm_leaves_nothing_behind(tmp_path):
         process.terminate()
         assert process.wait(timeout=20) == 128 + signal.SIGTERM
     assert everything(tmp_path) == []
-
-
-def test_the_handler_of_the_host_program_comes_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with stop_on_sigterm():
-        assert signal.getsignal(signal.SIGTERM) is not before
-        with pytest.raises(SystemExit):  # noqa: PT012
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1)
-    assert signal.getsignal(signal.SIGTERM) is before

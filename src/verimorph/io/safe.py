@@ -10,8 +10,6 @@ import errno
 import itertools
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,8 +57,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 def writing_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a hidden folder to fill; when the block ends well all its files move into the folder ``path``.
 
-    Files of the same name in ``path`` are replaced, others are kept. If the block raises (a Ctrl-C and, under
-    :func:`stop_on_sigterm`, a SIGTERM are exceptions too) nothing in ``path`` has changed, and folders made for it are
+    Files of the same name in ``path`` are replaced, others are kept. If the block raises (a Ctrl-C is an exception too, and on
+    the command line so is a SIGTERM) nothing in ``path`` has changed, and folders made for it are
     removed again.
 
     Parameters
@@ -165,27 +163,6 @@ def require_writable(path: str | os.PathLike) -> None:
         trial = existing / f".partial-{os.getpid()}-{next(_counter)}"
         trial.mkdir()
         trial.rmdir()
-
-
-@contextmanager
-def stop_on_sigterm() -> Iterator[None]:
-    """Within the block a SIGTERM raises ``SystemExit(143)``, so that clean-up runs as it does on Ctrl-C.
-
-    For the entry point of the command line only: a library must not take over a host program's signals. Outside the
-    main thread, where Python allows no handlers, it does nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _existing_parent(path: Path) -> Path:
