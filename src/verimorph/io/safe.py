@@ -57,9 +57,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 def writing_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a hidden folder to fill; when the block ends well all its files move into the folder ``path``.
 
-    Files of the same name in ``path`` are replaced, others are kept. If the block raises (a Ctrl-C is an exception too, and on
-    the command line so is a SIGTERM) nothing in ``path`` has changed, and folders made for it are
-    removed again.
+    Files of the same name in ``path`` are replaced, others are kept. If the block raises (a Ctrl-C is an exception
+    too, and on the command line so is a SIGTERM) nothing in ``path`` has changed, and folders made for it are removed
+    again.
 
     Parameters
     ----------
