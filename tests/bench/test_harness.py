@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from verimorph.bench import ENGINES, Plan, Record, Records, command_engine, run_plan
-from verimorph.bench.harness import prepared
+from verimorph.bench.harness import _note_warm_up, prepared, warm_up_note
 from verimorph.bench.process import measure
 
 
@@ -185,6 +185,14 @@ def test_records_round_trip_and_ignore_what_they_do_not_know(tmp_path):
     records.append(replace(record, engine="e3"))
     assert [r.engine for r in records] == ["e", "e2", "e3"]
     assert next(iter(records)) == record
+
+
+def test_compilation_is_reported_apart(tmp_path):
+    file = tmp_path / "warm-up.json"
+    assert warm_up_note(file) == ""
+    _note_warm_up(file, 70.0, "")
+    _note_warm_up(file, 9.0, "")
+    assert "70.0 s when kernels had to be compiled, 9.0 s the last time" in warm_up_note(file)
 
 
 def _gone(pid: int) -> bool:

@@ -7,6 +7,7 @@ stopped goes on where it was. A run that fails is a record too.
 from __future__ import annotations
 
 import datetime
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,10 @@ from verimorph.bench.process import Outcome, measure
 from verimorph.bench.records import Record, Records
 from verimorph.bench.scoring import read_chain, score_transform, start_of
 from verimorph.errors import VerimorphError
+from verimorph.io.safe import replacing
+
+WARM_UP = "warm-up.json"
+"""File beside the records that keeps what compilation cost."""
 
 _RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -218,4 +223,27 @@ def _warm_up(plan: Plan, say: Callable[[str], None]) -> None:
         if outcome.exit_code != 0:
             say(f"warm-up ({kind}) failed: {outcome.last_line}")
     shutil.rmtree(folder, ignore_errors=True)
-    say(f"warm-up of compiled kernels: {sum(seconds):.1f} s in all, not part of any figure below")
+    note = _note_warm_up(plan.work / WARM_UP, sum(seconds), engine.described())
+    say(f"warm-up: {note}")
+
+
+def _note_warm_up(file: Path, seconds: float, settings: str) -> str:
+    """Keep the slowest and the latest warm-up: the first compiles, later ones find the kernels on the disk."""
+    slowest = seconds
+    if file.exists():
+        slowest = max(slowest, json.loads(file.read_text(encoding="utf-8"))["slowest_s"])
+    known = {"slowest_s": round(slowest, 1), "latest_s": round(seconds, 1), "settings": settings}
+    with replacing(file) as beside:
+        beside.write_text(json.dumps(known) + "\n", encoding="utf-8")
+    return warm_up_note(file)
+
+
+def warm_up_note(file: Path) -> str:
+    """Say how long the warm-up took at first and takes now; empty if there was none."""
+    if not file.exists():
+        return ""
+    known = json.loads(file.read_text(encoding="utf-8"))
+    return (
+        f"three tiny pairs took {known['slowest_s']:.1f} s when kernels had to be compiled, "
+        f"{known['latest_s']:.1f} s the last time; no figure contains compilation"
+    )

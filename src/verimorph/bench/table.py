@@ -90,8 +90,10 @@ def summarise(records: list[Record]) -> list[Row]:
     return sorted(rows, key=lambda row: math.inf if row.mean is None else (-row.mean if higher else row.mean))
 
 
-def page(records: Iterable[Record], *, command: str, date: str, machine: str, figure: str | None = None) -> str:
-    """Return the page as Markdown."""
+def page(
+    records: Iterable[Record], *, command: str, date: str, machine: str, figure: str | None = None, note: str = ""
+) -> str:
+    """Return the page as Markdown; ``note`` is a line about the warm-up."""
     chosen = newest(records)
     lines = [
         "# Results",
@@ -106,6 +108,8 @@ def page(records: Iterable[Record], *, command: str, date: str, machine: str, fi
         ),
         "",
     ]
+    if note:
+        lines += [f"Warm-up of ours: {note}.", ""]
     if figure:
         lines += [f"![accuracy against seconds]({figure})", ""]
     for (name, measure, threads), group in by_set(chosen).items():

@@ -219,6 +219,7 @@ def _write_results(records: Path, results: Path, only: set[str] | None = None) -
 
     from verimorph.bench import machine
     from verimorph.bench.figure import draw
+    from verimorph.bench.harness import WARM_UP, warm_up_note
     from verimorph.bench.records import Records
     from verimorph.bench.table import page
     from verimorph.io.safe import replacing
@@ -238,6 +239,7 @@ def _write_results(records: Path, results: Path, only: set[str] | None = None) -
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         machine=machine.describe(),
         figure=figure,
+        note=warm_up_note(records.with_name(WARM_UP)),
     )
     with replacing(results) as beside:
         beside.write_text(text, encoding="utf-8")
