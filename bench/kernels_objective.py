@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable
 
@@ -81,6 +82,10 @@ def main() -> None:
         ),
         ("local MI, value and gradient", with_gradient(similarity.local_mutual_information, fixed, moved)),
         ("correlation ratio, value and gradient", with_gradient(similarity.correlation_ratio, fixed, moved)),
+        (
+            "local correlation ratio, value and gradient",
+            with_gradient(similarity.local_correlation_ratio, fixed, moved),
+        ),
         ("SSIM, value and gradient", with_gradient(similarity.ssim, fixed, moved)),
         ("NGF, value and gradient", with_gradient(similarity.ngf, fixed, moved)),
         ("diffusion, value and gradient", with_gradient(regularity.diffusion, displacement)),
@@ -101,6 +106,7 @@ def main() -> None:
         cpu = 1e3 * (time.process_time() - cpu) / arguments.repeats
         copies.append(smallest(lambda: target.copy_(fixed), arguments.repeats))
         results.append((name, first, wall, cpu))
+        print(f"{name}: {wall:.0f} ms, cpu {cpu:.0f} ms, copy {copies[-1]:.2f} ms", file=sys.stderr, flush=True)
     unit = min(copies)
     print(f"{arguments.shape}, {arguments.threads} threads, kernels: {backend.kernels_in_use()}, copy {unit:.2f} ms\n")
     print("| measure | x copy | ms | CPU ms | first call s |")

@@ -88,14 +88,36 @@ def test_mind_ssc(shape, radius, dilation, textured):
     torch.testing.assert_close(descriptors.double(), expected, rtol=0, atol=2e-4)
 
 
-def test_mind_gradient(textured):
-    fixed, moved = textured((9, 8, 10), 1), textured((9, 8, 10), 2)
-    gradients = []
+def slopes(measure, fixed, moved, **options):
+    """Gradients by both images: kernel in float32, plain torch in float64."""
+    results = []
     for dtype in (torch.float32, torch.float64):
-        image = moved.to(dtype).requires_grad_()
-        s.mind_distance(fixed.to(dtype), image).backward()
-        gradients.append(image.grad.double())
-    assert (gradients[0] - gradients[1]).abs().max() <= 1e-3 * gradients[1].abs().max()
+        leaves = [image.to(dtype).requires_grad_() for image in (fixed, moved)]
+        measure(
+            *leaves, **{n: v.to(dtype) if isinstance(v, torch.Tensor) else v for n, v in options.items()}
+        ).backward()
+        results.append([leaf.grad.double() for leaf in leaves])
+    return zip(*results, strict=True)
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 10), (13, 11), (1, 6, 7), (3, 9, 2)])
+@pytest.mark.parametrize(("radius", "dilation"), [(2, 2), (3, 1)])
+def test_mind_gradient(shape, radius, dilation, textured):
+    fixed, moved = textured(shape, 1, batch=2), textured(shape, 2, batch=2)
+    for single, exact in slopes(s.mind_distance, fixed, moved, radius=radius, dilation=dilation):
+        assert (single - exact).abs().max() <= 1e-3 * exact.abs().max()
+
+
+@pytest.mark.parametrize("measure", [s.correlation_ratio, s.local_correlation_ratio, s.local_mutual_information])
+@pytest.mark.parametrize("shape", [(13, 11), (14, 3, 9)])
+def test_patches_and_binned_moments(measure, shape, textured):
+    fixed, moved = textured(shape, 1, batch=2), textured(shape, 2, batch=2) * 1.2 - 0.1
+    mask = (textured(shape, 3) > 0.3).double()
+    options = {"bins": 7, "mask": mask} if measure is s.correlation_ratio else {"bins": 7, "mask": mask, "patch": 5}
+    value = measure(fixed.float(), moved.float(), **{**options, "mask": mask.float()})
+    torch.testing.assert_close(value.double(), measure(fixed, moved, **options), rtol=1e-5, atol=1e-6)
+    for single, exact in slopes(measure, fixed, moved, **options):
+        assert (single - exact).abs().max() <= 1e-3 * exact.abs().max()
 
 
 FAST = {

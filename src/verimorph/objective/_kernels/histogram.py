@@ -1,7 +1,8 @@
 """Joint histogram with B-spline Parzen windows, and its adjoint, without a voxels-by-bins array.
 
 Bin ``k`` of the table belongs to centre ``k - 1``: one bin of padding on each side takes what the cubic window spreads
-beyond the range. Histograms are counted in fixed chunks in float64 and added in order.
+beyond the range. Images come flat, one row an item (an image, or one of thousands of patches). Tables are counted in
+float64 by pieces of an item, and added in order.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 from numba import njit, prange
 
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
-_CHUNKS = 32
+_JOBS = 32
 
 
 @njit(fastmath=_FAST, inline="always")
@@ -42,22 +43,27 @@ def _cubic_slope(f):
 
 
 @njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
-def joint_histogram(fixed, moved, share, shared, low, scale, bins, cubic_fixed):
-    """Table (bins + 2, bins + 2) of window products summed over voxels; rows are bins of the fixed image."""
-    n = fixed.size
+def joint_histograms(fixed, moved, share, shared, low, scale, bins, cubic_fixed):
+    """Tables (items, bins + 2, bins + 2) of window products summed over voxels; rows are bins of the fixed image.
+
+    ``low`` and ``scale`` hold the range's start and the bins per intensity of both images, (items, 2).
+    """
+    items, n = fixed.shape
     size = bins + 2
-    step = (n + _CHUNKS - 1) // _CHUNKS
-    partial = np.zeros((_CHUNKS, size, size), np.float64)
-    for chunk in prange(_CHUNKS):
-        table = partial[chunk]
-        for i in range(chunk * step, min(n, (chunk + 1) * step)):
-            weight = share[i] if shared else np.float32(1.0)
+    pieces = max(1, _JOBS // items)
+    step = (n + pieces - 1) // pieces
+    partial = np.zeros((items * pieces, size, size), np.float64)
+    for job in prange(items * pieces):
+        item, piece = job // pieces, job % pieces
+        table = partial[job]
+        for i in range(piece * step, min(n, (piece + 1) * step)):
+            weight = share[item, i] if shared else np.float32(1.0)
             if weight == 0.0:
                 continue
-            p = _position(moved[i], low[1], scale[1], bins)
+            p = _position(moved[item, i], low[item, 1], scale[item, 1], bins)
             c = min(int(p), bins - 2)
             w0, w1, w2, w3 = _cubic(p - np.float32(c))
-            q = _position(fixed[i], low[0], scale[0], bins)
+            q = _position(fixed[item, i], low[item, 0], scale[item, 0], bins)
             r = min(int(q), bins - 2)
             if cubic_fixed:
                 v = _cubic(q - np.float32(r))
@@ -74,35 +80,92 @@ def joint_histogram(fixed, moved, share, shared, low, scale, bins, cubic_fixed):
                 row[c + 1] += weight * w1
                 row[c + 2] += weight * w2
                 row[c + 3] += weight * w3
-    total = np.zeros((size, size), np.float64)
-    for chunk in range(_CHUNKS):
-        total += partial[chunk]
+    total = np.zeros((items, size, size), np.float64)
+    for job in range(items * pieces):
+        total[job // pieces] += partial[job]
     return total
 
 
 @njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
-def histogram_gradient(fixed, moved, share, shared, low, scale, bins, cubic_fixed, slope, gradient):
-    """Derivative by every ``moved`` voxel of a function whose derivative by the table is ``slope`` (float32)."""
-    n = fixed.size
-    step = (n + _CHUNKS - 1) // _CHUNKS
-    for chunk in prange(_CHUNKS):
-        for i in range(chunk * step, min(n, (chunk + 1) * step)):
-            weight = share[i] if shared else np.float32(1.0)
-            raw = (moved[i] - low[1]) * scale[1]
+def histogram_gradients(fixed, moved, share, shared, low, scale, bins, cubic_fixed, slope, gradient):
+    """Derivative by every ``moved`` voxel of a function whose derivative by the tables is ``slope`` (float32)."""
+    items, n = fixed.shape
+    pieces = max(1, _JOBS // items)
+    step = (n + pieces - 1) // pieces
+    for job in prange(items * pieces):
+        item, piece = job // pieces, job % pieces
+        table = slope[item]
+        rate = scale[item, 1]
+        for i in range(piece * step, min(n, (piece + 1) * step)):
+            weight = share[item, i] if shared else np.float32(1.0)
+            raw = (moved[item, i] - low[item, 1]) * rate
             if weight == 0.0 or raw < 0.0 or raw > bins - 1:
-                gradient[i] = 0.0
+                gradient[item, i] = 0.0
                 continue
             c = min(int(raw), bins - 2)
             d0, d1, d2, d3 = _cubic_slope(raw - np.float32(c))
-            q = _position(fixed[i], low[0], scale[0], bins)
+            q = _position(fixed[item, i], low[item, 0], scale[item, 0], bins)
             r = min(int(q), bins - 2)
             if cubic_fixed:
                 v = _cubic(q - np.float32(r))
                 total = np.float32(0.0)
                 for k in range(4):
-                    row = slope[r + k]
+                    row = table[r + k]
                     total += v[k] * (row[c] * d0 + row[c + 1] * d1 + row[c + 2] * d2 + row[c + 3] * d3)
             else:
-                row = slope[r + 1]
+                row = table[r + 1]
                 total = row[c] * d0 + row[c + 1] * d1 + row[c + 2] * d2 + row[c + 3] * d3
-            gradient[i] = weight * scale[1] * total
+            gradient[item, i] = weight * rate * total
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+def binned_moments(values, given, share, shared, low, scale, bins):
+    """Per bin of ``given``: summed window weight, and that times ``values``, (items, bins + 2, 2)."""
+    items, n = values.shape
+    pieces = max(1, _JOBS // items)
+    step = (n + pieces - 1) // pieces
+    partial = np.zeros((items * pieces, bins + 2, 2), np.float64)
+    for job in prange(items * pieces):
+        item, piece = job // pieces, job % pieces
+        table = partial[job]
+        for i in range(piece * step, min(n, (piece + 1) * step)):
+            weight = share[item, i] if shared else np.float32(1.0)
+            if weight == 0.0:
+                continue
+            p = _position(given[item, i], low[item], scale[item], bins)
+            c = min(int(p), bins - 2)
+            w = _cubic(p - np.float32(c))
+            for k in range(4):
+                a = w[k] * weight
+                table[c + k, 0] += a
+                table[c + k, 1] += a * values[item, i]
+    total = np.zeros((items, bins + 2, 2), np.float64)
+    for job in range(items * pieces):
+        total[job // pieces] += partial[job]
+    return total
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+def binned_moments_gradients(values, given, share, shared, low, scale, bins, slope, to_values, to_given):
+    """Derivatives by ``values`` and ``given`` of a function whose derivative by the table is ``slope`` (float32)."""
+    items, n = values.shape
+    pieces = max(1, _JOBS // items)
+    step = (n + pieces - 1) // pieces
+    for job in prange(items * pieces):
+        item, piece = job // pieces, job % pieces
+        table = slope[item]
+        for i in range(piece * step, min(n, (piece + 1) * step)):
+            weight = share[item, i] if shared else np.float32(1.0)
+            raw = (given[item, i] - low[item]) * scale[item]
+            p = _position(given[item, i], low[item], scale[item], bins)
+            c = min(int(p), bins - 2)
+            w = _cubic(p - np.float32(c))
+            d = _cubic_slope(p - np.float32(c))
+            first, second, third = np.float32(0.0), np.float32(0.0), np.float32(0.0)
+            for k in range(4):
+                first += w[k] * table[c + k, 1]
+                second += d[k] * table[c + k, 0]
+                third += d[k] * table[c + k, 1]
+            to_values[item, i] = weight * first
+            inside = raw >= 0.0 and raw <= bins - 1
+            to_given[item, i] = weight * scale[item] * (second + third * values[item, i]) if inside else 0.0

@@ -131,3 +131,116 @@ def descriptors(distances, variance, low, high):
                     p = p * r + np.float32(1.0)
                     p = p * r + np.float32(1.0)
                     row[x] = p * power[x]
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+def pulls(outer, result, distances, held, free, shared_slope, least, at_least):
+    """What all channels of a voxel share in the backward pass.
+
+    With pull_k = outer_k E_k / V: ``shared_slope`` is the derivative through V, ``least`` the channel of the smallest
+    distance, ``at_least`` what that channel gets for having been subtracted from all.
+    """
+    pairs, nz, ny, nx = outer.shape
+    for z in prange(nz):
+        for y in range(ny):
+            for x in range(nx):
+                inverse = np.float32(1.0) / held[z, y, x]
+                through, total = np.float32(0.0), np.float32(0.0)
+                index = 0
+                for k in range(pairs):
+                    pull = outer[k, z, y, x] * result[k, z, y, x] * inverse
+                    total += pull
+                    through += pull * distances[k, z, y, x]
+                    if distances[k, z, y, x] < distances[index, z, y, x]:
+                        index = k
+                through = through * inverse / pairs if free[z, y, x] else np.float32(0.0)
+                shared_slope[z, y, x] = through
+                least[z, y, x] = index
+                at_least[z, y, x] = total - pairs * through
+
+
+@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+def _adjoint_row(source, out, r):
+    """Adjoint of a box sum with repeated borders, along a row."""
+    n = source.size
+    if n == 1:
+        out[0] = source[0] * (2 * r + 1)
+        return
+    for x in range(n):
+        out[x] = source[x]
+    for d in range(1, r + 1):
+        for x in range(n - d):
+            out[x] += source[x + d]
+        for x in range(d, n):
+            out[x] += source[x - d]
+    # Positions beyond the border were read from the border voxel.
+    for i in range(min(r, n)):
+        out[0] += source[i] * (r - i)
+        out[n - 1] += source[n - 1 - i] * (r - i)
+
+
+@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+def _add_rows(rows, out, j, n, r):
+    """``out`` becomes row ``j`` of the adjoint box over the first axis of ``rows``."""
+    for x in range(out.size):
+        out[x] = 0.0
+    for i in range(max(0, j - r), min(n, j + r + 1)):
+        count = np.float32(1.0)
+        if j == 0:
+            count += r - i
+        if j == n - 1:
+            count += r - (n - 1 - i)
+        row = rows[i]
+        for x in range(out.size):
+            out[x] += count * row[x]
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+def channel_slope(outer, result, held, shared_slope, least, at_least, channel, radius, scale, target):
+    """Derivative by the distances of one channel, and the in-plane part of the box's adjoint, into ``target``."""
+    nz, ny, nx = outer.shape
+    for z in prange(nz):
+        across = np.empty((ny, nx), np.float32)
+        line = np.empty(nx, np.float32)
+        for y in range(ny):
+            for x in range(nx):
+                value = shared_slope[z, y, x] - outer[z, y, x] * result[z, y, x] / held[z, y, x]
+                if least[z, y, x] == channel:
+                    value += at_least[z, y, x]
+                line[x] = value * scale
+            _adjoint_row(line, across[y], radius[2])
+        for y in range(ny):
+            _add_rows(across, target[z, y], y, ny, radius[1])
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+def channel_change(planes, image, first, second, reach, radius, change):
+    """Finish the adjoint of the box across planes and multiply by twice the difference of the shifted copies."""
+    nz, ny, nx = planes.shape
+    for z in prange(nz):
+        for y in range(ny):
+            out = change[z, y]
+            _add_rows(planes[:, y], out, z, nz, radius[0])
+            a = image[z + reach[0] + first[0], y + reach[1] + first[1]]
+            b = image[z + reach[0] + second[0], y + reach[1] + second[1]]
+            p, q = reach[2] + first[2], reach[2] + second[2]
+            for x in range(nx):
+                out[x] *= np.float32(2.0) * (a[x + p] - b[x + q])
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+def gather_change(change, first, second, reach, gradient):
+    """Add a channel's change to the padded gradient, at the voxels that both shifted copies read (no two write one)."""
+    nz, ny, nx = change.shape
+    for z in prange(gradient.shape[0]):
+        for side in range(2):
+            oz, oy, ox = (first[0], first[1], first[2]) if side == 0 else (second[0], second[1], second[2])
+            sign = np.float32(1.0 - 2.0 * side)
+            source = z - reach[0] - oz
+            if source < 0 or source >= nz:
+                continue
+            start = reach[2] + ox
+            for y in range(ny):
+                row, out = change[source, y], gradient[z, y + reach[1] + oy]
+                for x in range(nx):
+                    out[x + start] += sign * row[x]

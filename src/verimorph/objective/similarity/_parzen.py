@@ -127,30 +127,34 @@ def _has_kernel(fixed: Tensor, moved: Tensor, share: Tensor | None, bins_fixed: 
         bins_moved.window == "bspline"
         and bins_fixed.window in ("bspline", "floor")
         and bins_fixed.count == bins_moved.count
-        and fixed.shape[0] <= 64  # thousands of small patches are one dense product instead
         and usable(fixed, moved, share)
     )
 
 
-def _kernel_arguments(fixed, moved, share, bins_fixed, bins_moved, item):
-    low = np.array([float(bins_fixed.low[item]), float(bins_moved.low[item])], np.float32)
-    scale = np.array([float(bins_fixed.scale()[item]), float(bins_moved.scale()[item])], np.float32)
-    part = (moved if share is None else share)[item].contiguous()
-    images = (fixed[item].contiguous().numpy(), moved[item].contiguous().numpy(), part.numpy())
-    return (*images, share is not None, low, scale, bins_moved.count, bins_fixed.window == "bspline")
+def _flat(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()
+
+
+def _kernel_arguments(
+    fixed: Tensor, moved: Tensor, share: Tensor | None, bins_fixed: Bins, bins_moved: Bins
+) -> tuple[Any, ...]:
+    low = _flat(torch.stack((bins_fixed.low, bins_moved.low), 1))
+    scale = _flat(torch.stack((bins_fixed.scale(), bins_moved.scale()), 1))
+    second = _flat(moved)
+    part = second if share is None else _flat(share)
+    cubic = bins_fixed.window == "bspline"
+    return _flat(fixed), second, part, share is not None, low, scale, bins_moved.count, cubic
 
 
 def _count(
     fixed: Tensor, moved: Tensor, share: Tensor | None, bins_fixed: Bins, bins_moved: Bins
 ) -> Float[Tensor, "b rows columns"]:
-    table = torch.zeros(fixed.shape[0], bins_fixed.size, bins_moved.size, dtype=torch.float64, device=fixed.device)
     if _has_kernel(fixed, moved, share, bins_fixed, bins_moved):
         from verimorph.objective._kernels import histogram
 
-        for b in range(fixed.shape[0]):
-            arguments = _kernel_arguments(fixed, moved, share, bins_fixed, bins_moved, b)
-            table[b] = torch.from_numpy(histogram.joint_histogram(*arguments))
-        return table
+        arguments = _kernel_arguments(fixed, moved, share, bins_fixed, bins_moved)
+        return torch.from_numpy(histogram.joint_histograms(*arguments))
+    table = torch.zeros(fixed.shape[0], bins_fixed.size, bins_moved.size, dtype=torch.float64, device=fixed.device)
     for rows, columns in _chunks(*fixed.shape, bins_fixed.size + bins_moved.size):
         first, _ = _part(bins_fixed, rows).weights(fixed[rows, columns])
         second, _ = _part(bins_moved, rows).weights(moved[rows, columns])
@@ -164,15 +168,12 @@ def histogram_gradient(
     fixed: Tensor, moved: Tensor, share: Tensor | None, bins_fixed: Bins, bins_moved: Bins, slope: Tensor
 ) -> Float[Tensor, "b n"]:
     """Derivative by ``moved`` of a function whose derivative by the joint table is ``slope``."""
-    result = torch.empty_like(moved)
+    result = torch.empty(moved.shape, dtype=moved.dtype, device=moved.device)
     if _has_kernel(fixed, moved, share, bins_fixed, bins_moved):
         from verimorph.objective._kernels import histogram
 
-        for b in range(fixed.shape[0]):
-            arguments = _kernel_arguments(fixed, moved, share, bins_fixed, bins_moved, b)
-            row = result[b].numpy() if result.is_contiguous() else np.empty(moved.shape[1], np.float32)
-            histogram.histogram_gradient(*arguments, slope[b].contiguous().float().numpy(), row)
-            result[b] = torch.from_numpy(row)
+        arguments = _kernel_arguments(fixed, moved, share, bins_fixed, bins_moved)
+        histogram.histogram_gradients(*arguments, _flat(slope.float()), result.numpy())
         return result
     slope = slope.to(moved.dtype)
     for rows, columns in _chunks(*fixed.shape, bins_fixed.size + bins_moved.size):
@@ -202,6 +203,10 @@ class _BinnedMoments(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, given: Tensor, share: Tensor | None, bins: Bins, raw: bool) -> Tensor:
         ctx.save_for_backward(values, given, share)
         ctx.settings = bins, raw
+        if not raw and bins.window == "bspline" and usable(values, given, share):
+            from verimorph.objective._kernels import histogram
+
+            return torch.from_numpy(histogram.binned_moments(*_moments_arguments(values, given, share, bins)))
         total = torch.zeros(values.shape[0], bins.size, 2, dtype=torch.float64, device=values.device)
         for rows, columns in _chunks(*values.shape, bins.size):
             weight, _ = _binned_weights(_part(bins, rows), given[rows, columns], raw, False)
@@ -217,7 +222,13 @@ class _BinnedMoments(torch.autograd.Function):
         values, given, share = ctx.saved_tensors
         bins, raw = ctx.settings
         slope = outer[0].to(values.dtype)
-        to_values, to_given = torch.empty_like(values), torch.empty_like(given)
+        to_values, to_given = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (values, given))
+        if not raw and bins.window == "bspline" and usable(values, given, share):
+            from verimorph.objective._kernels import histogram
+
+            arguments = _moments_arguments(values, given, share, bins)
+            histogram.binned_moments_gradients(*arguments, _flat(slope), to_values.numpy(), to_given.numpy())
+            return to_values, to_given, None, None, None
         for rows, columns in _chunks(*values.shape, bins.size):
             weight, change = _binned_weights(_part(bins, rows), given[rows, columns], raw, True)
             part = 1.0 if share is None else share[rows, columns]
@@ -225,6 +236,12 @@ class _BinnedMoments(torch.autograd.Function):
             pull = slope[rows, None, :, 0] + slope[rows, None, :, 1] * values[rows, columns, None]
             to_given[rows, columns] = (pull * change).sum(-1) * part
         return to_values, to_given, None, None, None
+
+
+def _moments_arguments(values: Tensor, given: Tensor, share: Tensor | None, bins: Bins) -> tuple[Any, ...]:
+    second = _flat(given)
+    part = second if share is None else _flat(share)
+    return _flat(values), second, part, share is not None, _flat(bins.low), _flat(bins.scale()), bins.count
 
 
 def _binned_weights(bins: Bins, given: Tensor, raw: bool, slope: bool) -> tuple[Tensor, Tensor | None]:

@@ -95,7 +95,10 @@ class _Descriptors(torch.autograd.Function):
         held = torch.minimum(torch.maximum(variance, low), high)
         if not ctx.needs_input_grad[0] and boxes and subtract and usable(image):
             return _finish_with_kernel(distances, variance, low, high)
-        result = torch.exp(distances / -held)
+        if boxes and subtract and usable(image):
+            result = _finish_with_kernel(distances.clone(), variance, low, high)
+        else:
+            result = torch.exp(distances / -held)
         ctx.save_for_backward(image, distances, held, (variance > low) & (variance < high), result, least)
         ctx.settings = offsets, weights, reach, subtract
         return result
@@ -105,6 +108,9 @@ class _Descriptors(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor):
         image, distances, held, free, result, least = ctx.saved_tensors
         offsets, weights, reach, subtract = ctx.settings
+        if subtract and least is None and usable(image, outer[0]):
+            gradient = _gradient_with_kernel(image, distances, held, free, result, outer[0], ctx.settings)
+            return gradient, None, None, None, None
         pairs = len(offsets[0])
         # With E_k = exp(-m_k/V): dE_k/dm_k = -E_k/V and dE_k/dV = E_k m_k / V^2, V the mean of m (where not held).
         pull = outer[0] * result / held
@@ -163,6 +169,34 @@ def _finish_with_kernel(distances: Tensor, variance: Tensor, low: Tensor, high: 
             target, mean = target[:, None], mean[None]
         descriptors(target.numpy(), mean.numpy(), np.float32(low[b].item()), np.float32(high[b].item()))
     return distances
+
+
+def _gradient_with_kernel(
+    image: Tensor, distances: Tensor, held: Tensor, free: Tensor, result: Tensor, outer: Tensor, settings: Any
+) -> Tensor:
+    from verimorph.objective._kernels import mind as kernels
+
+    offsets, weights, reach, _ = settings
+    firsts, seconds, margins, radius = _kernel_geometry(image, offsets, weights, reach)
+    scale = np.float32(np.prod([kernel[0] for kernel in weights]))
+    padded = _pad(image, reach).contiguous()
+    gradient = torch.zeros_like(padded)
+    shape = tuple(image.shape[2:]) if image.ndim == 5 else (1, *image.shape[2:])
+    shared_slope, at_least, planes, change = (np.empty(shape, np.float32) for _ in range(4))
+    least = np.empty(shape, np.int8)
+    for b in range(image.shape[0]):
+        volumes = [x[b].contiguous().numpy().reshape(-1, *shape) for x in (outer, result, distances)]
+        variance, unheld = (x[b, 0].contiguous().numpy().reshape(shape) for x in (held, free))
+        kernels.pulls(*volumes, variance, unheld, shared_slope, least, at_least)
+        lift = (lambda x: x[None]) if image.ndim == 4 else (lambda x: x)
+        source, target = lift(padded[b, 0]).numpy(), lift(gradient[b, 0]).numpy()
+        for k in range(len(firsts)):
+            kernels.channel_slope(
+                volumes[0][k], volumes[1][k], variance, shared_slope, least, at_least, k, radius, scale, planes
+            )
+            kernels.channel_change(planes, source, firsts[k], seconds[k], margins, radius, change)
+            kernels.gather_change(change, firsts[k], seconds[k], margins, target)
+    return _fold(gradient, reach)
 
 
 def _per_axis(steps: int | tuple[int, ...], name: str, ndim: int) -> tuple[int, ...]:
