@@ -13,17 +13,20 @@ from dataclasses import dataclass
 from verimorph.errors import ResourceError
 from verimorph.grid import Grid
 
-BASE_BYTES = 450e6
+BASE_BYTES = 550e6
 """The process with its libraries loaded."""
 FULL_BYTES_PER_VOXEL = 80
 """At full size, whatever the levels: both fields, the moved image, the Jacobian, and what resampling needs."""
-LEVEL_BYTES_PER_VOXEL = 130
+LEVEL_BYTES_PER_VOXEL = 115
 """Of the finest level that is optimised: field, update and gradient, the statistics of the similarity, temporaries."""
+CHANNEL_BYTES_PER_VOXEL = 24
+"""More, for each further channel that is compared (descriptors): fixed, moving, warped, and their gradients."""
 MOVING_BYTES_PER_VOXEL = 16
 OUTPUT_BYTES_PER_VOXEL = 32
 """Moved image, Jacobian, and two fields of three channels (float32), as if nothing were compressed."""
-NANOSECONDS = {"deformable": 220.0, "linear": 25.0, "full": 900.0}
-"""Core time for one voxel: an iteration of a deformable or linear stage; reading, writing and measuring, once."""
+NANOSECONDS = {"deformable": 110.0, "channel": 30.0, "linear": 25.0, "full": 900.0}
+"""Core time for one voxel: an iteration of a deformable stage, more for each further channel, of a linear stage; and
+reading, writing and measuring, once."""
 FIXED_SECONDS = 4.0
 """Starting, finding where to begin, drawing the report."""
 
@@ -51,22 +54,30 @@ class Plan:
     moving: Grid
     steps: tuple[Work, ...]
     threads: int = 1
+    channels: int = 1
+    """Channels that are compared: 1 for intensities, more for descriptors."""
+    symmetric: bool = False
+    """Both directions in the deformable stage: three times the work, twice the memory."""
 
     @property
     def memory_bytes(self) -> int:
         """Largest resident memory of the process."""
         finest = max((step.voxels for step in self.steps if step.stage == "deformable"), default=0)
         full = FULL_BYTES_PER_VOXEL * self.fixed.size + MOVING_BYTES_PER_VOXEL * self.moving.size
-        return int(BASE_BYTES + full + LEVEL_BYTES_PER_VOXEL * finest)
+        level = LEVEL_BYTES_PER_VOXEL + CHANNEL_BYTES_PER_VOXEL * (self.channels - 1)
+        return int(BASE_BYTES + full + level * finest * (2 if self.symmetric else 1))
 
     @property
     def seconds(self) -> float:
         """Wall time if every iteration is made; stages stop early where nothing improves any more."""
-        each = (
-            NANOSECONDS["deformable" if s.stage == "deformable" else "linear"] * s.voxels * s.iterations
-            for s in self.steps
+        deformable = (NANOSECONDS["deformable"] + NANOSECONDS["channel"] * (self.channels - 1)) * (
+            3 if self.symmetric else 1
         )
-        return FIXED_SECONDS + 1e-9 * (sum(each) / max(self.threads, 1) + NANOSECONDS["full"] * self.fixed.size)
+        iterating = sum(
+            step.voxels * step.iterations * (deformable if step.stage == "deformable" else NANOSECONDS["linear"])
+            for step in self.steps
+        )
+        return FIXED_SECONDS + 1e-9 * (iterating / max(self.threads, 1) + NANOSECONDS["full"] * self.fixed.size)
 
     @property
     def disk_bytes(self) -> int:
