@@ -531,7 +531,14 @@ def _plan(given: _Inputs, recipe: pipeline.Recipe, threads: int | None = None) -
         finest = float(grid.spacing.min())
         for shrink, count in zip(recipe.levels, recipe.iterations, strict=True):
             work.append(Work("deformable", shrink, count, level_shape(grid, shrink * finest)))
-    return Plan(grid, given.moving.grid, tuple(work), threads or torch.get_num_threads())
+    return Plan(
+        grid,
+        given.moving.grid,
+        tuple(work),
+        threads or torch.get_num_threads(),
+        channels=12 if "mind" in recipe.similarity else 1,
+        symmetric=recipe.deformable.symmetric,
+    )
 
 
 def _assemble(
