@@ -67,9 +67,6 @@ def set_threads(threads: int | None) -> int:
     # NumPy and SciPy see only matrices of a dozen unknowns here; waking threads for those costs more than the sums.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(count)
-    # A thread that waits for its fellows sleeps. Spinning saves microseconds on an idle machine, but where another
-    # program holds one of the cores every parallel loop then waits for it: ten times slower, measured.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return count
 
 
