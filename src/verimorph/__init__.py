@@ -8,10 +8,15 @@ The names below are the public interface. Each is loaded when first used, so tha
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0.dev0"
+
+# torch and the compiled kernels each keep a pool of OpenMP threads. While one works, the idle threads of the other
+# would spin on the same cores: ten times the seconds on small images. Heeded only before an OpenMP library is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Public name -> the module that holds it. No public name is also the name of a module of this package: importing such
 # a module would put the module where the function belongs.

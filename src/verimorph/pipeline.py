@@ -8,15 +8,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from verimorph import prepare
@@ -30,7 +31,15 @@ from verimorph.solve.measure import Measure, make_measure
 from verimorph.solve.progress import Event, Recorder, Step
 from verimorph.solve.pyramid import Volume, make_level
 from verimorph.solve.regularity import make_regularity
-from verimorph.solve.schedule import LINEAR_RADIUS, STAGES, LinearLevel, deformable_levels, linear_levels, preset, start_spacing
+from verimorph.solve.schedule import (
+    LINEAR_RADIUS,
+    STAGES,
+    LinearLevel,
+    deformable_levels,
+    linear_levels,
+    preset,
+    start_spacing,
+)
 
 # What each requested transform goes through: a stiffer model first, so that a free one starts near.
 _LADDER: dict[str, tuple[LinearKind, ...]] = {
@@ -172,6 +181,17 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
 
 
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> AbstractContextManager[None]:
+    """Keep BLAS to one thread: the quasi-Newton steps are of a dozen unknowns, and waking a pool for each of them costs
+    more than everything else in them."""
+    return _blas().limit(limits=1, user_api="blas")
+
+
 def peak_memory_mb() -> float:
     """Largest resident memory of this process so far, MB."""
     try:
@@ -234,7 +254,7 @@ def run(
     steps = linear_levels(fixed.grid, moving.grid, final=not recipe.deforms)
     recorder.budget = _budget(fixed.grid, recipe, steps)
     linear_measure = make_measure(recipe.similarity, radius=LINEAR_RADIUS)
-    with clock("start"):
+    with clock("start"), one_blas_thread():
         coarse = make_level(
             fixed=fixed, moving=moving, shrink=steps[0].shrink, spacing_mm=start_spacing(fixed.grid, moving.grid)
         )
@@ -245,7 +265,7 @@ def run(
             )
     matrix = start
     for kind in recipe.linear_kinds:
-        with clock(kind):
+        with clock(kind), one_blas_thread():
             matrix = _linear_stage(kind, fixed, moving, matrix, linear_measure, recipe, steps, recorder)
     found = None
     if recipe.deforms:
