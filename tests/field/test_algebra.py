@@ -145,11 +145,12 @@ def test_a_shift_is_inverted_up_to_the_border(backend):
 
 def test_swinging_iteration_is_damped(backend):
     """A derivative of 1.3 along one axis: the plain iteration swings ever wider, half steps converge."""
-    u = affine_field(np.diag([2.3, 1.0, 0.6]), (21, 9, 21))
-    inverse = invert(u, tolerance=1e-4, iterations=80)
-    kept = inside_by(inverse.displacement, 0)
-    expected = affine_field(np.diag([1 / 2.3, 1.0, 1 / 0.6]), (21, 9, 21))[0].numpy()
-    np.testing.assert_allclose(inverse.displacement[0].numpy()[:, kept], expected[:, kept], atol=0.02)
+    inverse = invert(affine_field(np.diag([2.3, 1.0, 0.6]), (21, 9, 21)), tolerance=1e-4, iterations=80)
+    expected = affine_field(np.diag([1 / 2.3, 1.0, 1 / 0.6]), (21, 9, 21))
+    kept = inside_by(expected, 0)
+    assert kept.mean() > 0.5
+    np.testing.assert_allclose(inverse.displacement[0].numpy()[:, kept], expected[0].numpy()[:, kept], atol=0.02)
+    assert inverse.max_residual < 2e-4
 
 
 def test_a_collapsed_field_reports_a_large_residual(backend):
