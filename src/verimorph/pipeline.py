@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from verimorph.solve.initialise import find_start
 from verimorph.solve.linear import LinearKind, solve_linear
 from verimorph.solve.measure import Measure, make_measure
 from verimorph.solve.progress import Event, Recorder, Step
-from verimorph.solve.pyramid import Volume, make_level
+from verimorph.solve.pyramid import Volume, level_shape, make_level
 from verimorph.solve.regularity import make_regularity
 from verimorph.solve.schedule import (
     LINEAR_RADIUS,
@@ -161,9 +161,8 @@ class Outcome:
     start_name: str
     linear: Float[ndarray, "h h"]
     field: DeformableResult | None
-    history: list[Step] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
-    similarity: dict[str, tuple[float, float]] = field(default_factory=dict)
+    history: list[Step]
+    timings: dict[str, float]
 
 
 class Clock:
@@ -330,15 +329,13 @@ def _deformable_stage(
 
 def _budget(grid: Grid, recipe: Recipe, steps: Sequence[LinearLevel]) -> float:
     """Estimated cost of the whole job, in voxels times deformable iterations."""
-    cost = sum(np.prod(step.shape) * step.iterations / 4 for step in steps)
-    cost += np.prod(steps[0].shape) * 25 * 10
+    cost = float(sum(np.prod(step.shape) * step.iterations / 4 for step in steps))
+    cost += float(np.prod(steps[0].shape)) * 25 * 10
     if recipe.deforms:
         finest = float(grid.spacing.min())
         for shrink, count in zip(recipe.levels, recipe.iterations, strict=True):
-            from verimorph.solve.pyramid import level_shape
-
-            cost += np.prod(level_shape(grid, shrink * finest)) * count
-    return float(cost)
+            cost += float(np.prod(level_shape(grid, shrink * finest))) * count
+    return cost
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:

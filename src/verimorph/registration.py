@@ -417,14 +417,13 @@ class _Inputs:
     @classmethod
     def read(cls, *, fixed: Any, moving: Any, **more: Any) -> _Inputs:
         """Read and check; every refusal is one line that says what to do."""
-        images = {"fixed": as_image(fixed), "moving": as_image(moving)}
+        found: dict[str, Any] = {"fixed": as_image(fixed), "moving": as_image(moving)}
         for role in ("fixed_mask", "moving_mask", "fixed_labels", "moving_labels"):
-            images[role] = None if more[role] is None else as_image(more[role])
-        points = {}
+            found[role] = None if more[role] is None else as_image(more[role])
         for side in ("fixed", "moving"):
             role = f"{side}_landmarks"
-            points[role] = None if more[role] is None else as_points(more[role], columns=side)
-        given = cls(**images, **points)
+            found[role] = None if more[role] is None else as_points(more[role], columns=side)
+        given = cls(**found)
         validate.check_pair(given.fixed, given.moving)
         for side in ("fixed", "moving"):
             image, mask, labels = (getattr(given, name) for name in (side, f"{side}_mask", f"{side}_labels"))
@@ -494,8 +493,9 @@ def _start(given: _Inputs, initial: Any) -> tuple[str, np.ndarray | None, torch.
         raise InputError(f"the transform to start from is {initial.ndim}-D, the images are {ndim}-D")
     parts = _parts(initial)
     matrix = np.eye(ndim + 1)
-    while parts and isinstance(parts[-1], Affine):
-        matrix = matrix @ parts.pop().matrix
+    while parts and isinstance(last := parts[-1], Affine):
+        matrix = matrix @ last.matrix
+        parts.pop()
     if not parts:
         return "file", matrix, None
     before = parts[0] if len(parts) == 1 else Composite(parts)
@@ -546,7 +546,9 @@ def _assemble(
 ) -> Registration:
     grid = given.fixed.grid
     linear = Affine(found.linear)
-    forward, backward, inversion = linear, linear.inverse(), None
+    forward: Transform = linear
+    backward: Transform = linear.inverse()
+    inversion = None
     if found.field is not None:
         displacement, inversion = found.field.displacement.cpu(), found.field.inverse
         inverse_displacement = inversion.displacement.cpu()

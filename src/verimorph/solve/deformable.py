@@ -264,7 +264,7 @@ class _Symmetric:
         mask = None
         for volume, field, matrix in zip(self.volumes, self.fields, self.matrices, strict=True):
             if volume.mask is not None:
-                arrived = (warp(volume.mask, field, matrix=matrix) > 0.5).to(field.dtype)
+                arrived = (warp(volume.mask, field, matrix=matrix) > 0.5).to(volume.tensor.dtype)
                 mask = arrived if mask is None else mask * arrived
         return mask
 

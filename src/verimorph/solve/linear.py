@@ -57,7 +57,9 @@ class LinearModel:
                 if kind in ("rigid", "similarity") and i < j and free[i] and free[j]:
                     generators.append((self._entry(i, j) - self._entry(j, i)) / self.radius_mm)
         if kind == "similarity":
-            generators.append(sum(self._entry(i, i) for i in np.flatnonzero(free).tolist()) / self.radius_mm)
+            generators.append(
+                np.sum([self._entry(i, i) for i in np.flatnonzero(free).tolist()], axis=0) / self.radius_mm
+            )
         self._generators = np.array(generators)
 
     def _entry(self, row: int, column: int) -> np.ndarray:
