@@ -85,5 +85,10 @@ def window_total(
     if mask is not None:
         return separable(mask, weights).clamp_min(1e-6)
     if border == "valid":
-        return separable(like.new_ones(1, 1, *like.shape[2:]), weights)
+        # Separable, so a product of one vector an axis instead of a filtered volume.
+        total = like.new_ones((1,) * like.ndim)
+        for axis, (length, kernel) in enumerate(zip(like.shape[2:], weights, strict=True)):
+            sums = _matrix(length, kernel, "zeros", like.dtype, like.device).sum(1)
+            total = total * sums.view([1, 1, *(length if a == axis else 1 for a in range(like.ndim - 2))])
+        return total
     return like.new_full((1,) * like.ndim, math.prod(math.fsum(kernel) for kernel in weights))

@@ -23,11 +23,13 @@ def _box_plane(source, across, target, ry, rx):
         row, out = source[y], across[y]
         for x in range(nx):
             out[x] = row[x]
+        # Slices instead of x + d: an index that might be negative would be wrapped, and the loop not vectorised.
         for d in range(1, min(rx, nx - 1) + 1):
+            right, later = row[d:], out[d:]
             for x in range(nx - d):
-                out[x] += row[x + d]
-            for x in range(d, nx):
-                out[x] += row[x - d]
+                out[x] += right[x]
+            for x in range(nx - d):
+                later[x] += row[x]
     for y in range(ny):
         out = target[y]
         if y % _RESTART == 0:

@@ -18,21 +18,22 @@ def _plane(image, z, first, second, reach, across, target, ry, rx, scale):
     ny, nx = target.shape
     line = np.empty(nx + 2 * rx, np.float32)
     for y in range(ny):
-        a = image[z + reach[0] + first[0], y + reach[1] + first[1]]
-        b = image[z + reach[0] + second[0], y + reach[1] + second[1]]
-        p, q = reach[2] + first[2], reach[2] + second[2]
+        # Slices instead of x + p: an index that might be negative would be wrapped, and the loop not vectorised.
+        a = image[z + reach[0] + first[0], y + reach[1] + first[1], reach[2] + first[2] :]
+        b = image[z + reach[0] + second[0], y + reach[1] + second[1], reach[2] + second[2] :]
+        middle = line[rx : rx + nx]
         for x in range(nx):
-            d = a[x + p] - b[x + q]
-            line[x + rx] = d * d * scale
-        for x in range(rx):
-            line[x] = line[rx]
-            line[nx + rx + x] = line[nx + rx - 1]
+            d = a[x] - b[x]
+            middle[x] = d * d * scale
+        line[:rx] = middle[0]
+        line[rx + nx :] = middle[nx - 1]
         out = across[y]
         for x in range(nx):
             out[x] = line[x]
         for d in range(1, 2 * rx + 1):
+            right = line[d : d + nx]
             for x in range(nx):
-                out[x] += line[x + d]
+                out[x] += right[x]
     for y in range(ny):
         out = target[y]
         for x in range(nx):
@@ -142,21 +143,32 @@ def pulls(outer, result, distances, held, free, shared_slope, least, at_least):
     """
     pairs, nz, ny, nx = outer.shape
     for z in prange(nz):
+        inverse, total, through, smallest = np.empty((4, nx), np.float32)
+        index = np.empty(nx, np.int32)
         for y in range(ny):
+            variance, first = held[z, y], distances[0, z, y]
             for x in range(nx):
-                inverse = np.float32(1.0) / held[z, y, x]
-                through, total = np.float32(0.0), np.float32(0.0)
-                index = 0
-                for k in range(pairs):
-                    pull = outer[k, z, y, x] * result[k, z, y, x] * inverse
-                    total += pull
-                    through += pull * distances[k, z, y, x]
-                    if distances[k, z, y, x] < distances[index, z, y, x]:
-                        index = k
-                through = through * inverse / pairs if free[z, y, x] else np.float32(0.0)
-                shared_slope[z, y, x] = through
-                least[z, y, x] = index
-                at_least[z, y, x] = total - pairs * through
+                inverse[x] = np.float32(1.0) / variance[x]
+                total[x] = 0.0
+                through[x] = 0.0
+                smallest[x] = first[x]
+                index[x] = 0
+            for k in range(pairs):
+                slope, value, distance = outer[k, z, y], result[k, z, y], distances[k, z, y]
+                for x in range(nx):
+                    pull = slope[x] * value[x] * inverse[x]
+                    total[x] += pull
+                    through[x] += pull * distance[x]
+                for x in range(nx):
+                    index[x] = k if distance[x] < smallest[x] else index[x]
+                    smallest[x] = min(smallest[x], distance[x])
+            through_row, least_row, at_least_row = shared_slope[z, y], least[z, y], at_least[z, y]
+            moves = free[z, y]
+            for x in range(nx):
+                common = through[x] * inverse[x] / pairs if moves[x] else np.float32(0.0)
+                through_row[x] = common
+                least_row[x] = index[x]
+                at_least_row[x] = total[x] - pairs * common
 
 
 @njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
@@ -168,11 +180,12 @@ def _adjoint_row(source, out, r):
         return
     for x in range(n):
         out[x] = source[x]
-    for d in range(1, r + 1):
+    for d in range(1, min(r, n - 1) + 1):
+        right, later = source[d:], out[d:]
         for x in range(n - d):
-            out[x] += source[x + d]
-        for x in range(d, n):
-            out[x] += source[x - d]
+            out[x] += right[x]
+        for x in range(n - d):
+            later[x] += source[x]
     # Positions beyond the border were read from the border voxel.
     for i in range(min(r, n)):
         out[0] += source[i] * (r - i)
@@ -221,11 +234,10 @@ def channel_change(planes, image, first, second, reach, radius, change):
         for y in range(ny):
             out = change[z, y]
             _add_rows(planes[:, y], out, z, nz, radius[0])
-            a = image[z + reach[0] + first[0], y + reach[1] + first[1]]
-            b = image[z + reach[0] + second[0], y + reach[1] + second[1]]
-            p, q = reach[2] + first[2], reach[2] + second[2]
+            a = image[z + reach[0] + first[0], y + reach[1] + first[1], reach[2] + first[2] :]
+            b = image[z + reach[0] + second[0], y + reach[1] + second[1], reach[2] + second[2] :]
             for x in range(nx):
-                out[x] *= np.float32(2.0) * (a[x + p] - b[x + q])
+                out[x] *= np.float32(2.0) * (a[x] - b[x])
 
 
 @njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
@@ -241,6 +253,6 @@ def gather_change(change, first, second, reach, gradient):
                 continue
             start = reach[2] + ox
             for y in range(ny):
-                row, out = change[source, y], gradient[z, y + reach[1] + oy]
+                row, out = change[source, y], gradient[z, y + reach[1] + oy, start:]
                 for x in range(nx):
-                    out[x + start] += sign * row[x]
+                    out[x] += sign * row[x]
