@@ -94,6 +94,44 @@ def test_linear_transforms_undo_a_shift(align, pair, tmp_path, transform):
     assert np.allclose(moved - middle, [3.0, 0, 0], atol=0.3)  # the head lies two voxels of 1.5 mm further
 
 
+def test_starts_from_landmarks_and_from_a_transform_file(align, pair, tmp_path, verimorph):
+    frame = "x_ras_mm,y_ras_mm,z_ras_mm"
+    corners = np.array([[-5.0, 20, 15], [5, 25, 15], [-5, 30, 20], [0, 22, 30]])
+    for name, points in (("fixed", corners), ("moving", corners + [3.0, 0, 0])):
+        lines = [frame, *(",".join(map(str, point)) for point in points)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    words = ["--fixed-landmarks", tmp_path / "fixed.csv", "--moving-landmarks", tmp_path / "moving.csv"]
+    outcome = align("-t", "rigid", "--initial", "landmarks", *words)
+    assert outcome.code == 0, outcome.err
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["landmarks"]["tre_mm"]
+    assert metrics["identity"]["mean"] == pytest.approx(3.0, abs=1e-6)
+    assert metrics["initial"]["mean"] == pytest.approx(0.0, abs=1e-6)
+
+    first = tmp_path / "out" / "transform.h5"
+    again = ["register", "-f", pair[0], "-m", pair[1], "-o", tmp_path / "again", "-q", "fast", "--no-report", "-j", 1]
+    assert verimorph(*again, "--stages", "deformable", "--initial", first, *words).code == 0
+    provenance = json.loads((tmp_path / "again" / "provenance.json").read_text())
+    assert provenance["settings"]["started_from"] == "file"
+    metrics = json.loads((tmp_path / "again" / "metrics.json").read_text())["landmarks"]["tre_mm"]
+    assert metrics["initial"]["mean"] < 0.5
+
+
+def test_masks_decide_where_images_are_compared(align, pair, tmp_path):
+    # A bright lesion in one image only; with it masked out the head is aligned as if it were not there.
+    image = nib.load(pair[0])
+    voxels = np.array(image.dataobj)
+    voxels[4:10, 8:16, 6:14] = 3000
+    nib.save(nib.Nifti1Image(voxels, image.affine), pair[0])
+    mask = np.ones(voxels.shape, np.uint8)
+    mask[3:11, 7:17, 5:15] = 0
+    nib.save(nib.Nifti1Image(mask, image.affine), tmp_path / "mask.nii.gz")
+    assert align("-t", "rigid", "--fixed-mask", tmp_path / "mask.nii.gz", "--similarity", "mse").code == 0
+    found = sitk.ReadTransform(str(tmp_path / "out" / "transform.h5"))
+    middle = np.array([-3.5, 28.0, 25.0])
+    moved = np.array(found.TransformPoint((middle * [-1, -1, 1]).tolist())) * [-1, -1, 1]
+    assert np.allclose(moved - middle, [3.0, 0, 0], atol=0.3)
+
+
 def test_ants_names(align, tmp_path):
     assert align("--output-style", "ants").code == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
