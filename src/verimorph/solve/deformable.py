@@ -3,7 +3,7 @@
 One iteration at a level, field u in voxels of the level's fixed grid:
 
     g = - dE/dmoved * grad(moved)               force at every voxel, exact for the linear interpolant
-    d = step * G_update(g) / max |G_update(g)|  smoothed (fluid), largest move of ``step`` voxels
+    d = step * G_update(g) / max |G_update(g)|  smoothed (fluid), largest move of ``step`` voxels (at most 1)
     u = G_total( u o (id + d) )                 the step acts first on the point; smoothed a little (elastic)
 
 Every factor is a diffeomorphism when ``step`` is below the smoothing length, and so is their composition.
@@ -60,7 +60,7 @@ class DeformableSettings:
     """
 
     update_sigma: float = math.sqrt(3)
-    total_sigma: float = 0.4
+    total_sigma: float = 0.37
     step_voxels: float = 1.0
     symmetric: bool = False
     free_axes: tuple[bool, ...] | None = None
@@ -162,15 +162,33 @@ class _Force:
         return value, force
 
 
-def _step(force: Tensor, sigma: Sequence[float], settings: DeformableSettings) -> Tensor:
-    """Turn a gradient into a smooth displacement against it whose largest vector is ``step_voxels`` long."""
+class _Stride:
+    """Length of the steps at one level: shorter after the objective rose, slowly longer again while it falls.
+
+    Steps of a fixed length end in a zigzag around the optimum.
+    """
+
+    def __init__(self, longest: float) -> None:
+        self.longest = self.length = longest
+        self.before = math.inf
+
+    def after(self, value: float) -> float:
+        """Return the length of the next step, voxels, given the value just measured."""
+        grown = self.length * 1.02 if value <= self.before else self.length * 0.8
+        self.length = min(max(grown, 0.1 * self.longest), self.longest)
+        self.before = value
+        return self.length
+
+
+def _step(force: Tensor, sigma: Sequence[float], length_voxels: float, settings: DeformableSettings) -> Tensor:
+    """Turn a gradient into a smooth displacement against it whose largest vector has the given length."""
     step = gaussian_smooth(force, sigma, border="zero")
     if settings.free_axes is not None:
         for axis, free in enumerate(settings.free_axes):
             if not free:
                 step[:, axis] = 0
     length = float(step.square().sum(1).amax().sqrt())
-    return step.mul_(-settings.step_voxels / length) if length > 0 else step
+    return step.mul_(-length_voxels / length) if length > 0 else step
 
 
 def _advance(field: Tensor, step: Tensor, sigma: Sequence[float]) -> Tensor:
@@ -195,6 +213,7 @@ class _OneDirectional:
     def enter(self, level: Level) -> None:
         self.grid = level.fixed.grid
         self.force = _Force(self.measure, level, self.linear)
+        self.stride = _Stride(self.settings.step_voxels)
         self.update, self.total = (
             _smoothing(self.grid, s) for s in (self.settings.update_sigma, self.settings.total_sigma)
         )
@@ -204,7 +223,8 @@ class _OneDirectional:
         value, force = self.force(self.field)
         if self.regularity is not None:
             force += self.regularity(self.field, self.grid)
-        self.field = _advance(self.field, _step(force, self.update, self.settings), self.total)
+        step = _step(force, self.update, self.stride.after(value), self.settings)
+        self.field = _advance(self.field, step, self.total)
         return value
 
     def result(self, grid: Grid) -> DeformableResult:
@@ -234,6 +254,7 @@ class _Symmetric:
         d = self.grid.ndim
         self.images = [self.measure.channels(level.fixed), self.measure.channels(level.moving)]
         self.volumes = [level.fixed, level.moving]
+        self.stride = _Stride(self.settings.step_voxels)
         self.matrices = [np.eye(d + 1), level.moving.grid.inverse_affine @ self.linear @ self.grid.affine]
         self.update, self.total = (
             _smoothing(self.grid, s) for s in (self.settings.update_sigma, self.settings.total_sigma)
@@ -243,7 +264,7 @@ class _Symmetric:
     def iterate(self) -> float:
         moved = [warp(v.tensor, u, matrix=m) for v, u, m in zip(self.volumes, self.fields, self.matrices, strict=True)]
         mask = self._mask()
-        total, steps = 0.0, []
+        total, forces = 0.0, []
         for side in (0, 1):
             prepared = self.measure.prepare(Volume(moved[1 - side], self.grid, mask))
             image, field, matrix = self.images[side], self.fields[side], self.matrices[side]
@@ -255,9 +276,11 @@ class _Symmetric:
             if self.regularity is not None:
                 force += self.regularity(field, self.grid)
             total += value / 2
-            steps.append(_step(force, self.update, self.settings))
+            forces.append(force)
         # Each side takes half the way, so that a step brings the images together by as much as a one-sided one.
-        self.fields = [_advance(u, s.mul_(0.5), self.total) for u, s in zip(self.fields, steps, strict=True)]
+        half = self.stride.after(total) / 2
+        steps = [_step(force, self.update, half, self.settings) for force in forces]
+        self.fields = [_advance(u, step, self.total) for u, step in zip(self.fields, steps, strict=True)]
         return total
 
     def _mask(self) -> Tensor | None:
