@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class Conditional:
 
 #: A number, a schedule, a function of the condition, a map (b|1, 1, *space), or the name of a tensor holding a map or
 #: one number an item.
-Weight = float | Schedule | Conditional | Tensor | str
+Weight: TypeAlias = float | Schedule | Conditional | Tensor | str
 
 
 class Evaluation(NamedTuple):

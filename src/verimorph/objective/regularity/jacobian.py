@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -64,7 +64,15 @@ def determinants(
         yield _determinant(columns), [0] * ndim, [1] * ndim
 
 
-def _penalty(penalise, displacement, stencil, mask, weight, reduction, map) -> Tensor:
+def _penalty(
+    penalise: Callable[[Tensor], Tensor],
+    displacement: Tensor,
+    stencil: JacobianStencil,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    reduction: Reduction,
+    map: bool,
+) -> Tensor:
     check_field(displacement, 3 if stencil == "central" else 2)
     mask, weight = spread(mask, displacement), spread(weight, displacement)
     values, maps = [], []

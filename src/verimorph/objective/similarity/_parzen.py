@@ -8,6 +8,7 @@ cubic B-spline has a compiled kernel that touches four bins only.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,8 +87,9 @@ class Bins:
         return weight, change * (scale * inside)[..., None]
 
 
-def _chunks(items: int, voxels: int, size: int):
+def _chunks(shape: Sequence[int], size: int) -> Iterator[tuple[slice, slice]]:
     """Slices over items and voxels whose dense weights stay below ``_ELEMENTS``."""
+    items, voxels = shape
     step = min(voxels, max(1, _ELEMENTS // size))
     batch = max(1, _ELEMENTS // (size * step))
     for first in range(0, items, batch):
@@ -155,7 +157,7 @@ def _count(
         arguments = _kernel_arguments(fixed, moved, share, bins_fixed, bins_moved)
         return torch.from_numpy(histogram.joint_histograms(*arguments))
     table = torch.zeros(fixed.shape[0], bins_fixed.size, bins_moved.size, dtype=torch.float64, device=fixed.device)
-    for rows, columns in _chunks(*fixed.shape, bins_fixed.size + bins_moved.size):
+    for rows, columns in _chunks(fixed.shape, bins_fixed.size + bins_moved.size):
         first, _ = _part(bins_fixed, rows).weights(fixed[rows, columns])
         second, _ = _part(bins_moved, rows).weights(moved[rows, columns])
         if share is not None:
@@ -176,7 +178,7 @@ def histogram_gradient(
         histogram.histogram_gradients(*arguments, _flat(slope.float()), result.numpy())
         return result
     slope = slope.to(moved.dtype)
-    for rows, columns in _chunks(*fixed.shape, bins_fixed.size + bins_moved.size):
+    for rows, columns in _chunks(fixed.shape, bins_fixed.size + bins_moved.size):
         first, _ = _part(bins_fixed, rows).weights(fixed[rows, columns])
         _, change = _part(bins_moved, rows).weights(moved[rows, columns], slope=True)
         part = ((first @ slope[rows]) * change).sum(-1)
@@ -208,7 +210,7 @@ class _BinnedMoments(torch.autograd.Function):
 
             return torch.from_numpy(histogram.binned_moments(*_moments_arguments(values, given, share, bins)))
         total = torch.zeros(values.shape[0], bins.size, 2, dtype=torch.float64, device=values.device)
-        for rows, columns in _chunks(*values.shape, bins.size):
+        for rows, columns in _chunks(values.shape, bins.size):
             weight, _ = _binned_weights(_part(bins, rows), given[rows, columns], raw, False)
             pair = torch.stack((torch.ones_like(values[rows, columns]), values[rows, columns]), -1)
             if share is not None:
@@ -229,7 +231,7 @@ class _BinnedMoments(torch.autograd.Function):
             arguments = _moments_arguments(values, given, share, bins)
             histogram.binned_moments_gradients(*arguments, _flat(slope), to_values.numpy(), to_given.numpy())
             return to_values, to_given, None, None, None
-        for rows, columns in _chunks(*values.shape, bins.size):
+        for rows, columns in _chunks(values.shape, bins.size):
             weight, change = _binned_weights(_part(bins, rows), given[rows, columns], raw, True)
             part = 1.0 if share is None else share[rows, columns]
             to_values[rows, columns] = (weight @ slope[rows, :, 1:]).squeeze(-1) * part

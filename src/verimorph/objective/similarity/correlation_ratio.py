@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -90,7 +90,7 @@ def correlation_ratio(
     if share is not None:
         share = share.expand(*fixed.shape[:2], *share.shape[2:]).flatten(2).flatten(0, 1)
     first, second = fixed.flatten(2).flatten(0, 1), moved.flatten(2).flatten(0, 1)
-    settings = {
+    settings: dict[str, Any] = {
         "bins": bins,
         "window": window,
         "sigma_ratio": sigma_ratio,
@@ -139,7 +139,7 @@ def local_correlation_ratio(
     for offset in ([0] * len(edges), [edge // 2 for edge in edges])[: 1 + shifted]:
         tiled = patches(fixed, moved, share, edges, offset)
         first, second, part = (image.flatten(0, 2) for image in tiled)
-        settings = {
+        settings: dict[str, Any] = {
             "bins": bins,
             "window": window,
             "sigma_ratio": sigma_ratio,

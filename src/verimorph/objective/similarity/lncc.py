@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,14 +103,14 @@ def lncc_statistics(
 
 def _kernel_counts(
     shape: torch.Size, radius: tuple[int, ...], border: MomentBorder, mask: Tensor | None, count: Tensor
-):
+) -> Callable[[int], tuple[Any, ...]]:
     """The window counts as the kernels take them: three vectors without a mask, a volume with one."""
     vectors = [vector.numpy() for vector in _axis_counts(shape, radius, border)]
     if len(vectors) == 2:
         vectors.insert(0, torch.ones(1).numpy())
     dummy = torch.ones(1, 1, 1).numpy()
 
-    def counts(item: int) -> tuple:
+    def counts(item: int) -> tuple[Any, ...]:
         volume = dummy if mask is None else _volume(count[item, 0].contiguous()).numpy()
         return (*vectors, volume, mask is not None)
 
@@ -167,7 +169,7 @@ def lncc_value_and_gradient(
     inside = torch.full((moved.shape[0],), float(voxels)) if mask is None else mask.flatten(1).sum(1)
     run = _with_kernels if usable(centred, known.centred, mask, weight) else _with_torch
     total, result = run(known, centred, share, inside.to(centred), epsilon, gradient)
-    possible = inside.to(total) if weight is None else share.flatten(1).sum(1).to(total)
+    possible = inside.to(total) if weight is None or share is None else share.flatten(1).sum(1).to(total)
     value = (possible - total / moved.shape[1]) / inside.to(total).clamp_min(1e-6)
     return value.to(moved.dtype), result
 
@@ -281,8 +283,16 @@ def lncc(
         local = 1 - moments.covariance**2 * square / (scatters + epsilon)
         return reduce_local(local, mask=mask, weight=weight, reduction=reduction, map=True)
 
-    def compute(fixed: Tensor, moved: Tensor, want_fixed: bool, want_moved: bool):
-        settings = {"radius": radii, "mask": mask, "weight": weight, "border": border, "epsilon": epsilon}
+    def compute(
+        fixed: Tensor, moved: Tensor, want_fixed: bool, want_moved: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        settings: dict[str, Any] = {
+            "radius": radii,
+            "mask": mask,
+            "weight": weight,
+            "border": border,
+            "epsilon": epsilon,
+        }
         value, to_moved = lncc_value_and_gradient(fixed, moved, statistics=statistics, gradient=want_moved, **settings)
         to_fixed = lncc_value_and_gradient(moved, fixed, **settings)[1] if want_fixed else None
         return value, to_fixed, to_moved

@@ -21,6 +21,9 @@ from verimorph.objective.similarity.squared import mse, mse_value_and_gradient
 
 MINDForm = Literal["ssc", "mind"]
 Offsets = tuple[tuple[int, ...], ...]
+Pairs = tuple[Offsets, Offsets]
+Weights = tuple[tuple[float, ...], ...]
+Steps = tuple[int, ...]
 
 _TINY = 1e-12  # keeps 0/0 of a constant image at 0; far below any distance that means something
 
@@ -73,7 +76,9 @@ class _Descriptors(torch.autograd.Function):
     """exp(-m_k / V) with m_k = D_k - min D; channel by channel, forward and backward, so little is kept."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, offsets: tuple[Offsets, Offsets], weights, reach, subtract: bool) -> Tensor:
+    def forward(
+        ctx: Any, image: Tensor, offsets: tuple[Offsets, Offsets], weights: Weights, reach: Steps, subtract: bool
+    ) -> Tensor:
         ndim = image.ndim - 2
         boxes = all(len(set(kernel)) == 1 for kernel in weights)
         if boxes and subtract and usable(image):
@@ -105,7 +110,7 @@ class _Descriptors(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *outer: Tensor):
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None, None]:
         image, distances, held, free, result, least = ctx.saved_tensors
         offsets, weights, reach, subtract = ctx.settings
         if subtract and least is None and usable(image, outer[0]):
@@ -130,21 +135,23 @@ class _Descriptors(torch.autograd.Function):
         return _fold(gradient, reach), None, None, None, None
 
 
-def _separable_adjoint(x: Tensor, weights) -> Tensor:
+def _separable_adjoint(x: Tensor, weights: Weights) -> Tensor:
     """Adjoint of the replicated-border filter: filter the zero-padded array on a margin, then fold the margin in."""
     margin = [len(kernel) // 2 for kernel in weights]
     widths = [width for size in reversed(margin) for width in (size, size)]
     return _fold(separable(torch.nn.functional.pad(x, widths), weights), margin)
 
 
-def _kernel_geometry(image: Tensor, offsets, weights, reach):
+def _kernel_geometry(image: Tensor, offsets: Pairs, weights: Weights, reach: Steps) -> tuple[Any, Any, Any, Steps]:
     lift = (0,) if image.ndim == 4 else ()
     firsts, seconds = (np.array([(*lift, *offset) for offset in side], np.int64) for side in offsets)
     radius = (*lift, *(len(kernel) // 2 for kernel in weights))
     return firsts, seconds, np.array((*lift, *reach), np.int64), radius
 
 
-def _distances_with_kernel(image: Tensor, offsets, weights, reach) -> tuple[Tensor, Tensor, None]:
+def _distances_with_kernel(
+    image: Tensor, offsets: Pairs, weights: Weights, reach: Steps
+) -> tuple[Tensor, Tensor, None]:
     from verimorph.objective._kernels.mind import patch_distances
 
     firsts, seconds, margins, radius = _kernel_geometry(image, offsets, weights, reach)
@@ -273,7 +280,7 @@ def _scaled(offsets: tuple[Offsets, Offsets], steps: Sequence[int]) -> tuple[Off
     return first, second
 
 
-def _describe(image: Tensor, form: MINDForm, radius, dilation, sigma: float) -> Tensor:
+def _describe(image: Tensor, form: MINDForm, radius: int | Steps, dilation: int | Steps, sigma: float) -> Tensor:
     if form == "ssc":
         parts = [mind_ssc(image[:, c : c + 1], radius, dilation) for c in range(image.shape[1])]
     elif form == "mind":

@@ -12,7 +12,7 @@ from torch import Tensor
 from verimorph.errors import OptionError
 from verimorph.objective._precision import full_precision
 from verimorph.objective._reduce import Reduction, check_pair, over_batch, reduce_local, spacing_of, spread
-from verimorph.objective.similarity._parzen import Bins, histogram_gradient, intensity_bins, joint_histogram
+from verimorph.objective.similarity._parzen import Bins, Window, histogram_gradient, intensity_bins, joint_histogram
 from verimorph.objective.similarity._patches import patches
 
 ParzenWindow = Literal["bspline", "gaussian", "mattes"]
@@ -36,8 +36,12 @@ def information(table: Float[Tensor, "p rows columns"], form: InformationForm, e
     return 2 - torch.where(joint > 1e-6, (entropy(fixed) + entropy(moved)) / joint.clamp_min(1e-6), joint * 0 + 1)
 
 
-def _windows(window: ParzenWindow) -> tuple[str, str]:
-    known = {"bspline": ("bspline", "bspline"), "gaussian": ("gaussian", "gaussian"), "mattes": ("floor", "bspline")}
+def _windows(window: ParzenWindow) -> tuple[Window, Window]:
+    known: dict[str, tuple[Window, Window]] = {
+        "bspline": ("bspline", "bspline"),
+        "gaussian": ("gaussian", "gaussian"),
+        "mattes": ("floor", "bspline"),
+    }
     if window not in known:
         raise OptionError(f"unknown window '{window}' of mutual information; known: {', '.join(known)}")
     return known[window]
@@ -55,7 +59,15 @@ def _flat(
     return fixed.flatten(2).flatten(0, 1), moved.flatten(2).flatten(0, 1), share
 
 
-def _bins(fixed, moved, share, bins, window, sigma_ratio, intensity_range) -> tuple[Bins, Bins]:
+def _bins(
+    fixed: Tensor,
+    moved: Tensor,
+    share: Tensor | None,
+    bins: int,
+    window: ParzenWindow,
+    sigma_ratio: float,
+    intensity_range: tuple[float, float] | None,
+) -> tuple[Bins, Bins]:
     if bins < 4:
         raise OptionError(f"mutual information needs at least 4 bins, got {bins}")
     kinds = _windows(window)

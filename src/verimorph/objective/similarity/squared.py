@@ -96,11 +96,14 @@ def mse(
     if map:
         return reduce_local((fixed - moved) ** 2, mask=mask, weight=weight, reduction=reduction, map=True)
 
-    def compute(fixed: Tensor, moved: Tensor, want_fixed: bool, want_moved: bool):
+    def compute(
+        fixed: Tensor, moved: Tensor, want_fixed: bool, want_moved: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         value, gradient = mse_value_and_gradient(
             fixed, moved, mask=mask, weight=weight, gradient=want_fixed or want_moved
         )
-        return value, -gradient if want_fixed else None, gradient if want_moved else None
+        to_fixed = -gradient if want_fixed and gradient is not None else None
+        return value, to_fixed, gradient if want_moved else None
 
     return over_batch(analytic_pair(fixed, moved, compute), reduction)
 
