@@ -70,12 +70,14 @@ def test_known_map_is_found_again_without_folds(ndim, measure, symmetric):
 def test_inverse_composes_to_identity(symmetric):
     fixed, moving, _ = pair(3, 40)
     result = solve(fixed, moving, settings=DeformableSettings(symmetric=symmetric))
-    for outer, inner in (
-        (result.displacement, result.inverse.displacement),
-        (result.inverse.displacement, result.displacement),
-    ):
-        rest = compose(outer, inner)[..., 4:-4, 4:-4, 4:-4]
-        assert float(rest.square().sum(1).sqrt().mean()) < 0.03
+
+    def rest(outer: torch.Tensor, inner: torch.Tensor) -> float:
+        left = compose(outer, inner)[..., 4:-4, 4:-4, 4:-4]
+        return float(left.square().sum(1).sqrt().mean())
+
+    # The inverse is solved for in this order; in the other, linear interpolation between its voxels adds its own error.
+    assert rest(result.displacement, result.inverse.displacement) < 0.005
+    assert rest(result.inverse.displacement, result.displacement) < 0.05
     assert result.inverse.mean_residual < 0.01
 
 
