@@ -151,16 +151,18 @@ DIGEST = """
 import hashlib, torch
 from verimorph.objective import similarity as s
 def digest():
-    fixed, moved = torch.rand(2, 1, 1, 33, 41, 27, generator=torch.Generator().manual_seed(0))
+    fixed, moved = torch.rand(2, 1, 1, 66, 58, 47, generator=torch.Generator().manual_seed(0))
     parts = [
         *s.lncc_value_and_gradient(fixed, moved, 4),
         *s.mse_value_and_gradient(fixed, moved),
         *s.mutual_information_value_and_gradient(fixed, moved),
         s.mind_ssc(fixed),
+        *(measure(fixed, moved, mask=(fixed > 0.1).float()) for measure in (s.pearson, s.lncc_gaussian, s.ssim, s.mae)),
+        *(measure(fixed, moved, weight=moved) for measure in (s.correlation_ratio, s.local_mutual_information, s.ngf)),
     ]
     return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
 """
-TWO_THREADS = DIGEST + "import numba; numba.set_num_threads(2); print(digest())"
+TWO_THREADS = DIGEST + "import numba; numba.set_num_threads(2); torch.set_num_threads(2); print(digest())"
 
 
 def test_same_bits_for_any_number_of_threads_in_another_process():

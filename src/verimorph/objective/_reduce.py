@@ -7,6 +7,7 @@ image such as mutual information, a voxel's share in the statistics), and never 
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -60,6 +61,22 @@ def over_batch(values: Float[Tensor, " b"], reduction: Reduction) -> Tensor:
     raise OptionError(f"unknown reduction '{reduction}'; known: mean, sum, none")
 
 
+_ROW = 4096
+
+
+def ordered_sum(x: Tensor, keep: int = 1) -> Tensor:
+    """Sum over all axes but the first ``keep``, the same to the last bit on any number of threads.
+
+    The sum of millions to a single number is split among the threads at hand; sums along one axis after the other are
+    not.
+    """
+    if x.ndim == keep + 1 and x.shape[-1] > _ROW:
+        x = torch.nn.functional.pad(x, (0, -x.shape[-1] % _ROW)).unflatten(-1, (-1, _ROW))
+    while x.ndim > keep:
+        x = x.sum(-1)
+    return x
+
+
 def weighted_mean(
     local: Float[Tensor, "b c *space"], mask: Tensor | None = None, weight: Tensor | None = None
 ) -> Float[Tensor, " b"]:
@@ -68,9 +85,9 @@ def weighted_mean(
     if weight is not None:
         local = local * weight
     if mask is None:
-        return local.flatten(1).mean(1)
-    count = mask.flatten(1).sum(1)
-    return (local * mask).flatten(1).sum(1) / torch.where(count > 0, count, torch.ones_like(count))
+        return ordered_sum(local) / math.prod(local.shape[1:])
+    count = ordered_sum(mask)
+    return ordered_sum(local * mask) / torch.where(count > 0, count, torch.ones_like(count))
 
 
 def reduce_local(

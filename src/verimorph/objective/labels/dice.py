@@ -11,7 +11,7 @@ from torch import Tensor
 
 from verimorph.errors import InputError, MissingExtraError, OptionError
 from verimorph.objective._precision import full_precision
-from verimorph.objective._reduce import Reduction, over_batch, spread
+from verimorph.objective._reduce import Reduction, ordered_sum, over_batch, spread
 
 VolumeWeight = Literal["square", "simple", "uniform"]
 
@@ -44,9 +44,9 @@ def _overlap(
     """Twice the intersection, and the sum of sizes."""
     weight = spread(weight, moved)
     first, second = (fixed, moved) if weight is None else (fixed * weight, moved * weight)
-    inner = 2 * (first * moved).flatten(2).sum(2)
+    inner = 2 * ordered_sum(first * moved, 2)
     sizes = (first * fixed + second * moved) if squared else (first + second)
-    return inner, sizes.flatten(2).sum(2)
+    return inner, ordered_sum(sizes, 2)
 
 
 @full_precision
@@ -118,7 +118,7 @@ def generalised_dice(
     fixed, moved = _prepare(fixed_labels, moved_labels, mask, include_background)
     if weight is not None or fixed.requires_grad:
         inner, sizes = _overlap(fixed, moved, weight, False)
-        volume = (fixed if weight is None else fixed * spread(weight, moved)).flatten(2).sum(2)
+        volume = ordered_sum(fixed if weight is None else fixed * spread(weight, moved), 2)
         power = {"square": 2, "simple": 1, "uniform": 0}[volume_weight]
         shares = volume.clamp_min(1e-12).pow(-power)
         absent = volume <= 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from verimorph.objective._precision import full_precision
-from verimorph.objective._reduce import Reduction, over_batch, spacing_of, spread
+from verimorph.objective._reduce import Reduction, ordered_sum, over_batch, spacing_of, spread
 from verimorph.objective.regularity._differences import check_field, forward_difference, refill, shift
 
 
@@ -21,7 +21,7 @@ def edge_share(mask: Tensor | None, weight: Tensor | None, axis: int, like: Tens
         share = None
     else:
         share = shift(mask, axis, 1, 0) * shift(mask, axis, 0, 1)
-        count = share.flatten(1).sum(1).clamp_min(1e-6)
+        count = ordered_sum(share).clamp_min(1e-6)
     if weight is not None:
         mean = (shift(weight, axis, 1, 0) + shift(weight, axis, 0, 1)) / 2
         share = mean if share is None else share * mean
@@ -42,7 +42,7 @@ class _Diffusion(torch.autograd.Function):
             scale = scales[:, axis].view(1, ndim, *(1,) * ndim)
             flux = difference * scale if share is None else difference * scale * share
             unit = (1 / (count * ndim * ndim)).view(-1, *(1,) * (ndim + 1))
-            value += ((flux * difference).flatten(1).sum(1)) * unit.flatten()
+            value += ordered_sum(flux * difference) * unit.flatten()
             if gradient is not None:
                 flux *= 2 * unit
                 shift(gradient, axis, 1, 0).add_(flux)

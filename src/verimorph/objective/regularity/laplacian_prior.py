@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verimorph.objective._precision import full_precision
-from verimorph.objective._reduce import Reduction, over_batch, spacing_of, spread
+from verimorph.objective._reduce import Reduction, ordered_sum, over_batch, spacing_of, spread
 from verimorph.objective.regularity._differences import check_field, forward_difference, refill
 from verimorph.objective.regularity.diffusion import edge_share
 
@@ -74,5 +74,5 @@ def laplacian_prior(
         local = local * mask
     if map:
         return local
-    count = float(local[0].numel()) if mask is None else mask.flatten(1).sum(1).clamp_min(1e-6)
-    return over_batch(local.flatten(1).sum(1) / count, reduction)
+    count = float(local[0].numel()) if mask is None else ordered_sum(mask).clamp_min(1e-6)
+    return over_batch(ordered_sum(local) / count, reduction)

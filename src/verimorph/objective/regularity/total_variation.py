@@ -10,7 +10,7 @@ from torch import Tensor
 
 from verimorph.errors import OptionError
 from verimorph.objective._precision import full_precision
-from verimorph.objective._reduce import Reduction, over_batch, spacing_of, spread, weighted_mean
+from verimorph.objective._reduce import Reduction, ordered_sum, over_batch, spacing_of, spread, weighted_mean
 from verimorph.objective.regularity._differences import (
     all_inside,
     check_field,
@@ -79,7 +79,7 @@ def total_variation(
         size = (forward_difference(field, axis) * scale / steps[axis]).abs().mean(1, keepdim=True) / ndim
         share, count = edge_share(mask, weight, axis, field)
         size = size if share is None else size * share
-        value = value + size.flatten(1).sum(1) / count
+        value = value + ordered_sum(size) / count
         if map:
             before, nothing = [int(a == axis) for a in range(ndim)], [0] * ndim
             spread_map = spread_map + (refill(size, before, nothing) + refill(size, nothing, before)) / 2

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from verimorph.objective._reduce import spread
+from verimorph.objective._reduce import ordered_sum, spread
 from verimorph.objective._windows import MomentBorder, separable, window_total
 
 
@@ -30,9 +30,9 @@ def centre(image: Tensor, mask: Tensor | None, border: MomentBorder) -> tuple[Te
     if border == "zeros":
         return image, 0.0
     if mask is None:
-        mean = image.flatten(2).mean(2)
+        mean = ordered_sum(image, 2) / image[0, 0].numel()
     else:
-        mean = (image * mask).flatten(2).sum(2) / mask.flatten(2).sum(2).clamp_min(1e-6)
+        mean = ordered_sum(image * mask, 2) / ordered_sum(mask, 2).clamp_min(1e-6)
     mean = mean.view(*image.shape[:2], *(1,) * (image.ndim - 2))
     return image - mean, mean
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verimorph.objective._precision import full_precision
-from verimorph.objective._reduce import Reduction, check_pair, over_batch, spread
+from verimorph.objective._reduce import Reduction, check_pair, ordered_sum, over_batch, spread
 from verimorph.objective.similarity._parzen import binned_moments, intensity_bins
 from verimorph.objective.similarity._patches import patches
 from verimorph.objective.similarity.mutual_information import patch_edges
@@ -40,13 +40,13 @@ def explained_variance(
     settings = intensity_bins(given, bins, "gaussian" if published else window, sigma_ratio, intensity_range, share)
     # Moments of centred values: the offset cancels in exact arithmetic and would drown small differences in ours.
     part = torch.ones_like(values) if share is None else share
-    total = part.sum(1).clamp_min(1e-12)
-    centred = values - ((values * part).sum(1) / total)[:, None]
+    total = ordered_sum(part).clamp_min(1e-12)
+    centred = values - (ordered_sum(values * part) / total)[:, None]
     moments = binned_moments(centred, given, settings, share, published=published)
     count, summed = moments[..., 0], moments[..., 1]
     between = (count * (summed / (count + epsilon)) ** 2).sum(1) / (count.sum(1) + epsilon)
     degrees = (total - 1).clamp_min(1) if published else total
-    variance = ((centred**2 * part).sum(1) / degrees).double()
+    variance = (ordered_sum(centred**2 * part) / degrees).double()
     return between / (variance + epsilon)
 
 

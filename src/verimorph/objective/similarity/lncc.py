@@ -19,6 +19,7 @@ from verimorph.objective._precision import full_precision
 from verimorph.objective._reduce import (
     Reduction,
     check_pair,
+    ordered_sum,
     over_batch,
     radius_of,
     reduce_local,
@@ -166,10 +167,10 @@ def lncc_value_and_gradient(
     share = _per_item_share(mask, weight)
     centred = centre(moved.detach(), mask, known.border)[0].contiguous()
     voxels = math.prod(moved.shape[2:])
-    inside = torch.full((moved.shape[0],), float(voxels)) if mask is None else mask.flatten(1).sum(1)
+    inside = torch.full((moved.shape[0],), float(voxels)) if mask is None else ordered_sum(mask)
     run = _with_kernels if usable(centred, known.centred, mask, weight) else _with_torch
     total, result = run(known, centred, share, inside.to(centred), epsilon, gradient)
-    possible = inside.to(total) if weight is None or share is None else share.flatten(1).sum(1).to(total)
+    possible = inside.to(total) if weight is None or share is None else ordered_sum(share).to(total)
     value = (possible - total / moved.shape[1]) / inside.to(total).clamp_min(1e-6)
     return value.to(moved.dtype), result
 
@@ -184,7 +185,7 @@ def _with_torch(
     cross = box_sum(weighted * known.centred, known.radius) - total * known.mean
     a = cross / (known.scatter * raw.clamp_min(0) + epsilon)
     local = a * cross if share is None else a * cross * share
-    value = local.flatten(1).sum(1)
+    value = ordered_sum(local)
     if not gradient:
         return value, None
     b = torch.where(raw > 0, a * a * known.scatter, torch.zeros_like(a))

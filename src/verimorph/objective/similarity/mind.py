@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from verimorph.errors import OptionError
 from verimorph.objective._kernels import usable
 from verimorph.objective._precision import full_precision
-from verimorph.objective._reduce import Reduction, check_pair, radius_of, reduce_local, spacing_of
+from verimorph.objective._reduce import Reduction, check_pair, ordered_sum, radius_of, reduce_local, spacing_of
 from verimorph.objective._windows import box_weights, gaussian_weights, separable
 from verimorph.objective.similarity.squared import mse, mse_value_and_gradient
 
@@ -94,7 +94,7 @@ class _Descriptors(torch.autograd.Function):
                 minimum, least = distances.min(1, keepdim=True)
                 distances -= minimum
             variance = distances.mean(1, keepdim=True)
-        mean = variance.flatten(1).mean(1).view(-1, *(1,) * (ndim + 1))
+        mean = (ordered_sum(variance) / variance[0].numel()).view(-1, *(1,) * (ndim + 1))
         # Bounds an item, not a batch: a value must not depend on its neighbours in the batch.
         low, high = mean * 1e-3 + _TINY, mean * 1e3 + 2 * _TINY
         held = torch.minimum(torch.maximum(variance, low), high)

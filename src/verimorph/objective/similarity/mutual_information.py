@@ -11,7 +11,7 @@ from torch import Tensor
 
 from verimorph.errors import OptionError
 from verimorph.objective._precision import full_precision
-from verimorph.objective._reduce import Reduction, check_pair, over_batch, reduce_local, spacing_of, spread
+from verimorph.objective._reduce import Reduction, check_pair, ordered_sum, over_batch, reduce_local, spacing_of, spread
 from verimorph.objective.similarity._parzen import Bins, Window, histogram_gradient, intensity_bins, joint_histogram
 from verimorph.objective.similarity._patches import patches
 
@@ -180,7 +180,7 @@ def mutual_information_value_and_gradient(
         if not gradient:
             return values.detach().view(fixed.shape[:2]).mean(1).to(fixed.dtype), None
         (slope,) = torch.autograd.grad(values.sum(), table)
-    total = float(first.shape[1]) if share is None else share.sum(1).clamp_min(1e-12).double().view(-1, 1, 1)
+    total = float(first.shape[1]) if share is None else ordered_sum(share).clamp_min(1e-12).double().view(-1, 1, 1)
     slope = slope / total / fixed.shape[1]
     change = histogram_gradient(first, second, share, *kinds, slope).view(moved.shape)
     return values.detach().view(fixed.shape[:2]).mean(1).to(fixed.dtype), change

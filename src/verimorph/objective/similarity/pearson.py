@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verimorph.objective._precision import full_precision
-from verimorph.objective._reduce import Reduction, check_pair, over_batch, reduce_local, spread
+from verimorph.objective._reduce import Reduction, check_pair, ordered_sum, over_batch, reduce_local, spread
 
 
 @full_precision
@@ -46,12 +46,12 @@ def pearson(
         part = torch.full_like(first, 1 / first.shape[2])
     else:
         part = share.flatten(2).expand_as(first)
-        part = part / part.sum(2, keepdim=True).clamp_min(1e-12)
-    first = first - (first * part).sum(2, keepdim=True)
-    second = second - (second * part).sum(2, keepdim=True)
-    spreads = (first * first * part).sum(2) * (second * second * part).sum(2)
+        part = part / ordered_sum(part, 2)[..., None].clamp_min(1e-12)
+    first = first - ordered_sum(first * part, 2)[..., None]
+    second = second - ordered_sum(second * part, 2)[..., None]
+    spreads = ordered_sum(first * first * part, 2) * ordered_sum(second * second * part, 2)
     scale = torch.rsqrt(spreads + epsilon)
     if map:
         local = (1 - first * second * scale[..., None]).view(fixed.shape)
         return reduce_local(local, mask=mask, weight=weight, reduction=reduction, map=True)
-    return over_batch((1 - (first * second * part).sum(2) * scale).mean(1), reduction)
+    return over_batch((1 - ordered_sum(first * second * part, 2) * scale).mean(1), reduction)

@@ -12,7 +12,7 @@ from torch import Tensor
 from verimorph.objective._analytic import analytic_pair
 from verimorph.objective._kernels import usable
 from verimorph.objective._precision import full_precision
-from verimorph.objective._reduce import Reduction, check_pair, over_batch, reduce_local, spread
+from verimorph.objective._reduce import Reduction, check_pair, ordered_sum, over_batch, reduce_local, spread
 
 
 @full_precision
@@ -33,11 +33,11 @@ def mse_value_and_gradient(
     if mask is None:
         inside = moved.new_full((moved.shape[0],), float(math.prod(moved.shape[2:])))
     else:
-        inside = mask.flatten(1).sum(1).clamp_min(1e-6)
+        inside = ordered_sum(mask).clamp_min(1e-6)
     if not usable(fixed, moved, share):
         difference = moved - fixed
         weighted = difference if share is None else difference * share
-        value = (weighted * difference).flatten(1).sum(1) / (inside * channels)
+        value = ordered_sum(weighted * difference) / (inside * channels)
         if not gradient:
             return value, None
         return value, weighted * (2 / (inside * channels)).view(-1, *(1,) * (moved.ndim - 1))
