@@ -607,4 +607,4 @@ def _fingerprint(image: Image) -> dict[str, Any]:
 
 
 def _write_json(values: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
