@@ -25,6 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 	        || { echo "error: $(PYTHON3) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"; exit 2; }; \
 	fi
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[dev,formats,demo]"
+	@# Bytecode for all packages at once, on all cores: without it every command would compile torch's sources anew where
+	@# Python may not write any (PYTHONDONTWRITEBYTECODE). Templates in some packages are no valid Python: not our concern.
+	@$(PYTHON) -m compileall -q -j 0 $(VENV)/lib src/verimorph >/dev/null 2>&1 || true
 	@touch $@
 
 demo: setup  ## register the template brain to a known truth, or FIXED=a.nii.gz MOVING=b.nii.gz
