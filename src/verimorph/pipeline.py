@@ -251,7 +251,8 @@ def run(
     torch.manual_seed(recipe.seed)
     clock, recorder = Clock(), Recorder(watcher)
     steps = linear_levels(fixed.grid, moving.grid, final=not recipe.deforms)
-    recorder.budget = _budget(fixed.grid, recipe, steps)
+    planned = _planned_cost(fixed.grid, recipe, steps)
+    recorder.budget = sum(planned.values())
     linear_measure = make_measure(recipe.similarity, radius=LINEAR_RADIUS)
     with clock("start"), one_blas_thread():
         coarse = make_level(
@@ -262,10 +263,12 @@ def run(
             start, start_name = find_start(
                 method, level=coarse, measure=linear_measure, free_axes=recipe.free_axes, recorder=recorder
             )
+    recorder.reach(planned["start"])
     matrix = start
     for kind in recipe.linear_kinds:
         with clock(kind), one_blas_thread():
             matrix = _linear_stage(kind, fixed, moving, matrix, linear_measure, recipe, steps, recorder)
+        recorder.reach(planned[kind])
     found = None
     if recipe.deforms:
         with clock("deformable"):
@@ -327,14 +330,17 @@ def _deformable_stage(
     )
 
 
-def _budget(grid: Grid, recipe: Recipe, steps: Sequence[LinearLevel]) -> float:
-    """Estimated cost of the whole job, in voxels times deformable iterations."""
-    cost = float(sum(np.prod(step.shape) * step.iterations / 4 for step in steps))
-    cost += float(np.prod(steps[0].shape)) * 25 * 10
+def _planned_cost(grid: Grid, recipe: Recipe, steps: Sequence[LinearLevel]) -> dict[str, float]:
+    """Estimated cost of each stage, in voxels times deformable iterations (a linear one costs about a quarter)."""
+    coarsest = float(np.prod(steps[0].shape))
+    cost = {"start": coarsest * 40}
+    for kind in recipe.linear_kinds:
+        levels = steps if kind == recipe.linear_kinds[-1] else steps[:1]
+        cost[kind] = sum(float(np.prod(step.shape)) * step.iterations / 4 for step in levels)
     if recipe.deforms:
         finest = float(grid.spacing.min())
-        for shrink, count in zip(recipe.levels, recipe.iterations, strict=True):
-            cost += float(np.prod(level_shape(grid, shrink * finest))) * count
+        shapes = [level_shape(grid, shrink * finest) for shrink in recipe.levels]
+        cost["deformable"] = float(sum(np.prod(s) * n for s, n in zip(shapes, recipe.iterations, strict=True)))
     return cost
 
 

@@ -41,18 +41,26 @@ class Recorder:
     budget: float = 1.0
     spent: float = 0.0
     history: list[Step] = field(default_factory=list)
+    _finished: float = 0.0
+    _told: float = 0.0
 
     def record(self, stage: str, level: int, iteration: int, iterations: int, value: float, cost: float) -> None:
         """Note one evaluation."""
         self.spent += cost
         self.history.append(Step(stage, level, iteration, value))
         if self.watcher is not None:
-            fraction = min(self.spent / self.budget, 0.99)
+            self._told = max(self._told, min(self.spent / self.budget, 0.99))
+            fraction = self._told
             self.watcher(Event(stage, level, iteration, value, iterations, fraction))
 
     def skip(self, cost: float) -> None:
         """Count work that turned out not to be needed as done."""
         self.spent += max(cost, 0.0)
+
+    def reach(self, cost: float) -> None:
+        """Count a stage of that planned cost as done, however early it ended."""
+        self._finished += cost
+        self.spent = self._finished
 
 
 def has_converged(values: list[float], *, window: int = 10, threshold: float = 1e-4) -> bool:

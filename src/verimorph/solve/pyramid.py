@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from verimorph.field import gaussian_smooth, resize
+from verimorph.field import resize, shrink
 from verimorph.grid import Grid
 
 
@@ -37,18 +36,19 @@ def level_shape(grid: Grid, spacing_mm: float) -> tuple[int, ...]:
     >>> level_shape(Grid((256, 256, 32), np.diag([1.0, 1.0, 4.0, 1.0])), 4.0)
     (64, 64, 32)
     """
-    lengths = zip(grid.shape, grid.spacing, strict=True)
-    return tuple(max(1, int(np.ceil(n * s / max(spacing_mm, s) - 1e-6))) for n, s in lengths)
+    return tuple(max(1, round(n / f)) for n, f in zip(grid.shape, _factors(grid, spacing_mm), strict=True))
+
+
+def _factors(grid: Grid, spacing_mm: float) -> list[float]:
+    return [max(1.0, spacing_mm / float(s)) for s in grid.spacing]
 
 
 def shrink_volume(volume: Volume, spacing_mm: float) -> Volume:
-    """Smooth (sigma of half the shrink factor an axis) and resample to :func:`level_shape`."""
+    """Smooth and resample to :func:`level_shape`."""
     shape = level_shape(volume.grid, spacing_mm)
     if shape == volume.grid.shape:
         return volume
-    factors = [n / m for n, m in zip(volume.grid.shape, shape, strict=True)]
-    sigma = [0.5 * f if f > 1 else 0.0 for f in factors]
-    tensor = resize(gaussian_smooth(volume.tensor, sigma), shape)
+    tensor = shrink(volume.tensor, _factors(volume.grid, spacing_mm))
     mask = None if volume.mask is None else (resize(volume.mask, shape) > 0.5).to(tensor.dtype)
     return Volume(tensor, volume.grid.resized(shape), mask)
 

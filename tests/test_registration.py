@@ -1,0 +1,162 @@
+"""The public function: every kind of input, starts that carry over, the same bits in two processes."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from tests.solve.phantom import body, centred_grid, world_points
+
+import verimorph
+from verimorph import registration
+from verimorph.errors import OptionError
+from verimorph.grid import Grid
+from verimorph.image import Image
+from verimorph.io.itk import to_simpleitk
+from verimorph.transform import Affine, Composite, DisplacementField
+
+
+def shifted_pair(shift_mm=(4.0, -3.0, 2.0)) -> tuple[Image, Image]:
+    """``moving(x + shift) = fixed(x)``, a little bent, on different oblique grids."""
+    intensity = body(3)
+    fixed = centred_grid((30, 32, 28), 3.5)
+    turned = np.eye(4)
+    turned[:2, :2] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
+    moving = Grid((33, 30, 27), turned @ centred_grid((33, 30, 27), 3.6).affine @ np.diag([1, 1, 1.1, 1]))
+    points = world_points(moving) - np.array(shift_mm)
+    bent = points + 2.0 * np.sin(points[..., [1, 2, 0]] / 25)
+    one = (1000 * intensity(world_points(fixed))).astype(np.int16)
+    other = (1000 * intensity(bent)).astype(np.int16)
+    return Image.from_array(one, fixed, name="fixed"), Image.from_array(other, moving, name="moving")
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Image, Image]:
+    return shifted_pair()
+
+
+@pytest.fixture(scope="module")
+def result(pair):
+    fixed, moving = pair
+    return verimorph.register(fixed=fixed, moving=moving, quality="fast")
+
+
+def test_every_kind_of_input_gives_the_same_result(pair, result):
+    fixed, _ = pair
+    corners = fixed.grid.corners()
+    kinds = {
+        "nibabel": [nib.Nifti1Image(image.array, image.grid.affine) for image in pair],
+        "SimpleITK": [to_simpleitk(image) for image in pair],
+        "array and affine": [(image.array, image.grid.affine) for image in pair],
+    }
+    for name, (one, other) in kinds.items():
+        again = verimorph.register(fixed=one, moving=other, quality="fast")
+        difference = again.transform.map_points(corners) - result.transform.map_points(corners)
+        assert np.abs(difference).max() < 1e-3, name
+        np.testing.assert_allclose(again.moved.array, result.moved.array, atol=2)
+
+
+def test_moved_keeps_its_type_and_lies_on_the_fixed_grid(pair, result):
+    assert result.moved.array.dtype == np.int16
+    assert result.moved.grid.is_close(pair[0].grid)
+
+
+def test_saved_transform_in_simpleitk_gives_the_moved_image(pair, result, tmp_path):
+    result.save(tmp_path, report=False)
+    fixed, moving = (to_simpleitk(image) for image in pair)
+    forward = sitk.ReadTransform(str(tmp_path / "transform.h5"))
+    again = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, forward, sitk.sitkLinear, 0.0)).T
+    assert np.abs(again.astype(int) - result.moved.array).max() <= 1
+    back = sitk.ReadTransform(str(tmp_path / "inverse.h5"))
+    points = pair[0].grid.index_to_world(np.array([[12.0, 14, 13], [18, 15, 12], [15, 20, 16]]))
+    lps = np.array([-1, -1, 1])
+    for point in points:
+        there = np.array(forward.TransformPoint((point * lps).tolist()))
+        assert np.linalg.norm(np.array(back.TransformPoint(there.tolist())) * lps - point) < 0.2
+
+
+def test_metrics_and_provenance_are_plain_json(result):
+    for values in (result.metrics, result.provenance, result.settings):
+        assert json.loads(json.dumps(values, allow_nan=False)) == values
+    assert result.metrics["calibrated"] is False
+
+
+def test_result_is_field_then_matrix_and_does_not_fold(result):
+    field, matrix = result.transform.parts
+    assert isinstance(field, DisplacementField)
+    assert isinstance(matrix, Affine)
+    assert result.jacobian.array.min() > 0
+
+
+def test_a_result_as_start_goes_on_where_it_stopped(pair, result, tmp_path):
+    result.save(tmp_path, report=False)
+    fixed, moving = pair
+    kept = verimorph.register(
+        fixed=fixed, moving=moving, initial=tmp_path / "transform.h5", levels=(1,), iterations=(0,)
+    )
+    corners = fixed.grid.index_to_world(np.array([[10.0, 10, 10], [20, 12, 15], [15, 20, 20]]))
+    np.testing.assert_allclose(kept.transform.map_points(corners), result.transform.map_points(corners), atol=0.02)
+    assert [step.stage for step in kept.history] == []
+
+
+def test_initial_accepts_transforms_and_matrices(pair):
+    fixed, moving = pair
+    shift = np.eye(4)
+    shift[:3, 3] = [4, -3, 2]
+    for start in (shift, Affine(shift), Composite([Affine(shift)])):
+        found = verimorph.register(fixed=fixed, moving=moving, initial=start, transform="rigid", quality="fast")
+        np.testing.assert_allclose(found.initial.map_points(np.zeros((1, 3))), [[4, -3, 2]], atol=1e-6)
+
+
+def test_progress_rises_to_the_end_and_names_stages(pair):
+    fixed, moving = pair
+    events = []
+    verimorph.register(fixed=fixed, moving=moving, quality="fast", progress=events.append)
+    fractions = [event.fraction for event in events]
+    assert fractions == sorted(fractions)
+    assert 0.9 < fractions[-1] < 1
+    assert list(dict.fromkeys(event.stage for event in events)) == ["start", "rigid", "affine", "deformable"]
+
+
+def test_stages_contradicting_the_transform_are_refused(pair):
+    fixed, moving = pair
+    with pytest.raises(OptionError, match="deformable"):
+        verimorph.register(fixed=fixed, moving=moving, transform="rigid", stages=("deformable",))
+    with pytest.raises(OptionError, match="did you mean 'balanced'"):
+        verimorph.register(fixed=fixed, moving=moving, quality="balance")
+
+
+def test_only_the_deformable_stage(pair):
+    fixed, moving = pair
+    found = verimorph.register(fixed=fixed, moving=moving, stages=("deformable",), initial="header", quality="fast")
+    np.testing.assert_array_equal(found.transform.parts[-1].matrix, np.eye(4))
+
+
+_CHILD = """
+import hashlib, sys
+from tests.test_registration import shifted_pair
+import verimorph
+fixed, moving = shifted_pair()
+found = verimorph.register(fixed=fixed, moving=moving, quality="fast", threads=2)
+print(hashlib.sha256(found.transform.parts[0].displacement.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_two_processes_give_the_same_bits():
+    digests = {
+        subprocess.run([sys.executable, "-c", _CHILD], capture_output=True, text=True, check=True).stdout.strip()
+        for _ in range(2)
+    }
+    assert len(digests) == 1
+    assert len(digests.pop()) == len(hashlib.sha256().hexdigest())
+
+
+def test_plan_names_the_same_work(pair):
+    fixed, moving = pair
+    plan = registration.plan(fixed=fixed, moving=moving, quality="fast")
+    assert [step.level for step in plan.steps if step.stage == "deformable"] == [4, 2]
+    assert plan.memory_bytes > 0
