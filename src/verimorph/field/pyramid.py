@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from jaxtyping import Float
@@ -18,7 +19,7 @@ def shrink(
     """Shrink an image by a factor an axis: Gaussian smoothing against aliasing, then linear resampling.
 
     The standard deviation is half the factor, in voxels; an axis with factor 1 is left alone. The field of view is kept
-    and an axis has ``max(1, round(N / factor))`` voxels.
+    and an axis has ``N / factor`` voxels, rounded up: of few slices each counts.
 
     Parameters
     ----------
@@ -42,5 +43,5 @@ def shrink(
     each = per_axis(factors, d)
     if len(each) != d or not all(f >= 1 for f in each):
         raise OptionError(f"shrink factors are {factors}; give one number >= 1, or {d}, one an axis")
-    shape = tuple(max(1, round(n / f)) for n, f in zip(image.shape[2:], each, strict=True))
+    shape = tuple(max(1, math.ceil(n / f - 1e-6)) for n, f in zip(image.shape[2:], each, strict=True))
     return resize(gaussian_smooth(image, [f / 2 if f > 1 else 0.0 for f in each]), shape)

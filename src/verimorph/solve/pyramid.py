@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -36,11 +37,8 @@ def level_shape(grid: Grid, spacing_mm: float) -> tuple[int, ...]:
     >>> level_shape(Grid((256, 256, 32), np.diag([1.0, 1.0, 4.0, 1.0])), 4.0)
     (64, 64, 32)
     """
-    return tuple(max(1, round(n / f)) for n, f in zip(grid.shape, _factors(grid, spacing_mm), strict=True))
-
-
-def _factors(grid: Grid, spacing_mm: float) -> list[float]:
-    return [max(1.0, spacing_mm / float(s)) for s in grid.spacing]
+    lengths = zip(grid.shape, grid.spacing, strict=True)
+    return tuple(max(1, math.ceil(n * float(s) / max(spacing_mm, float(s)) - 1e-6)) for n, s in lengths)
 
 
 def shrink_volume(volume: Volume, spacing_mm: float) -> Volume:
@@ -48,7 +46,7 @@ def shrink_volume(volume: Volume, spacing_mm: float) -> Volume:
     shape = level_shape(volume.grid, spacing_mm)
     if shape == volume.grid.shape:
         return volume
-    tensor = shrink(volume.tensor, _factors(volume.grid, spacing_mm))
+    tensor = shrink(volume.tensor, [n / m for n, m in zip(volume.grid.shape, shape, strict=True)])
     mask = None if volume.mask is None else (resize(volume.mask, shape) > 0.5).to(tensor.dtype)
     return Volume(tensor, volume.grid.resized(shape), mask)
 
