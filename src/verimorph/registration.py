@@ -475,7 +475,7 @@ def _start(given: _Inputs, initial: Any) -> tuple[str, np.ndarray | None, torch.
         return initial, None, None
     if isinstance(initial, str) and initial == "landmarks":
         if given.fixed_landmarks is None or given.moving_landmarks is None:
-            raise OptionError("a start from landmarks needs landmarks of both images")
+            raise OptionError("a start from landmarks needs landmarks of both images; give both, or another start")
         matrix = _rigid_fit(given.fixed_landmarks.coordinates, given.moving_landmarks.coordinates)
         return initial, matrix, None
     if isinstance(initial, str | PathLike):
@@ -505,6 +505,12 @@ def _start(given: _Inputs, initial: Any) -> tuple[str, np.ndarray | None, torch.
 def _rigid_fit(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
     """Least-squares rotation and translation from fixed to moving points (Kabsch 1976)."""
     centre_fixed, centre_moving = fixed.mean(0), moving.mean(0)
+    ndim = fixed.shape[1]
+    for name, points in (("fixed", fixed - centre_fixed), ("moving", moving - centre_moving)):
+        # A rotation in 3-D needs points off one line; in 2-D two that differ.
+        if np.linalg.matrix_rank(points, tol=1e-3) < ndim - 1:
+            needed = "two that differ" if ndim == 2 else "three that are not on one line"
+            raise InputError(f"{len(points)} {name} landmarks do not fix a rotation; give at least {needed}")
     u, _, vt = np.linalg.svd((fixed - centre_fixed).T @ (moving - centre_moving))
     turn = np.diag([1.0] * (fixed.shape[1] - 1) + [np.sign(np.linalg.det(vt.T @ u.T))])
     rotation = vt.T @ turn @ u.T

@@ -237,6 +237,12 @@ def test_initial_transform_that_is_not_one(align, tmp_path):
     align("--initial", tmp_path / "notes.h5").assert_user_error("notes.h5")
 
 
+def test_initial_landmarks_on_one_line(align, tmp_path):
+    points = landmarks(tmp_path / "p.csv", np.array([-5.0, 25.0, 20.0]) + np.arange(4)[:, None])
+    outcome = align("--initial", "landmarks", "--fixed-landmarks", points, "--moving-landmarks", points)
+    outcome.assert_user_error("landmarks", "rotation", "line")
+
+
 def test_initial_landmarks_without_landmarks(align):
     align("--initial", "landmarks").assert_user_error("landmarks")
 

@@ -268,6 +268,15 @@ def test_mistakes_are_refused_in_one_line(text, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["lncc:radius=-1", "diffusion:weight=-1", "mse:weight=nan", "lncc:radius=4x-2x4", "mi:bins=1", "mind:sigma=0.0"],
+)
+def test_settings_out_of_range_are_refused(text):
+    with pytest.raises(OptionError, match="give "):
+        build_objective(text)
+
+
 def test_settings_are_complete_and_strict():
     assert validate("lncc", {})["radius"] == 4
     with pytest.raises(OptionError):

@@ -9,6 +9,7 @@ Terms are joined by ``+``; a colon starts a term's settings, commas part them, `
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -23,6 +24,23 @@ from verimorph.objective.terms import MultiScale, ObjectiveTerm, Term
 Specification = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 _COMMON = ("weight", "direction", "level", "scales", "scale_weights", "on")
+
+#: The least value of a setting, and whether it must be more than that.
+_LEAST: Mapping[str, tuple[int, bool]] = {
+    "weight": (0, False),
+    "radius": (0, False),
+    "radius_mm": (0, True),
+    "dilation": (1, False),
+    "dilation_mm": (0, True),
+    "patch": (1, False),
+    "patch_mm": (0, True),
+    "sigma": (0, True),
+    "sigma_mm": (0, True),
+    "sigma_ratio": (0, True),
+    "bins": (2, False),
+    "epsilon": (0, False),
+    "scales": (1, False),
+}
 
 
 class ScheduleSettings(BaseModel):
@@ -144,7 +162,23 @@ def validate(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         raise OptionError(
             f"setting '{where}' of term '{name}': {first['msg'].lower()}, got {first['input']!r}"
         ) from None
-    return {key: getattr(checked, key) for key in model.model_fields}
+    values = {key: getattr(checked, key) for key in model.model_fields}
+    _check_ranges(name, values)
+    return values
+
+
+def _check_ranges(name: str, values: Mapping[str, Any]) -> None:
+    """Refuse numbers that would turn a term round or leave it nothing to measure."""
+    for key, value in values.items():
+        least, above = _LEAST.get(key, (-math.inf, False))
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, int | float):
+                continue
+            if not math.isfinite(number) or number < least or (above and number == least):
+                wanted = (
+                    f"{'more than' if above else 'at least'} {least}" if math.isfinite(least) else "a finite number"
+                )
+                raise OptionError(f"setting '{key}' of term '{name}' is {number}; give {wanted}")
 
 
 def build_term(name: str, **settings: Any) -> tuple[ObjectiveTerm, float | str | Schedule]:
