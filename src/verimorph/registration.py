@@ -460,6 +460,7 @@ def _resolve(
         warnings.warn(
             VerimorphWarning(
                 "the images do not overlap in the world (their headers place them apart); starting from their centres"
+                + (f", not by '{name}'" if name in ("header", "identity") else "")
             ),
             stacklevel=3,
         )

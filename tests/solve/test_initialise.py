@@ -70,3 +70,12 @@ def test_unknown_start_names_the_nearest():
     level = pair(2, np.eye(3))
     with pytest.raises(OptionError, match="did you mean 'moments'"):
         find_start("momens", level=level, measure=make_measure("lncc"))
+
+
+@pytest.mark.parametrize("method", ["auto", "centre", "centre-of-mass"])
+def test_frozen_axis_is_frozen_from_the_start(method):
+    truth = turn((0.0, 0.0, 10.0), (20.0, -9.0, 14.0))
+    level = pair(3, truth)
+    matrix, _ = find_start(method, level=level, measure=make_measure("lncc"), free_axes=(True, True, False))
+    np.testing.assert_allclose(matrix[2], [0, 0, 1, 0], atol=1e-9)
+    assert abs(matrix[0, 3]) > 5

@@ -187,7 +187,9 @@ def _step(force: Tensor, sigma: Sequence[float], length_voxels: float, settings:
         for axis, free in enumerate(settings.free_axes):
             if not free:
                 step[:, axis] = 0
-    length = float(step.square().sum(1).amax().sqrt())
+    # Voxel by voxel, channel by channel: a reduction's order of summation may depend on threads and alignment.
+    squared = sum(component.square() for component in step[0])
+    length = math.sqrt(float(squared.amax()))
     return step.mul_(-length_voxels / length) if length > 0 else step
 
 

@@ -58,23 +58,34 @@ def find_start(
     d = level.fixed.grid.ndim
     if method in ("header", "identity"):
         return np.eye(d + 1), method
+    frozen = free_axes is not None and not all(free_axes)
+    if frozen and method in ("moments", "search"):
+        raise OptionError(
+            f"a start by {method} turns and shifts along every axis; with a frozen axis use header or centre"
+        )
+
+    def shift(vector: np.ndarray) -> np.ndarray:
+        """Translation, without its part along frozen axes of the fixed image."""
+        if free_axes is not None:
+            direction = level.fixed.grid.direction
+            vector = direction @ (np.linalg.solve(direction, vector) * np.array(free_axes, dtype=float))
+        return _shift(vector)
+
+    centre = shift(level.moving.grid.centre - level.fixed.grid.centre)
     if method == "centre":
-        return _shift(level.moving.grid.centre - level.fixed.grid.centre), method
+        return centre, method
     masses = [_masked_mass(volume) for volume in (level.fixed, level.moving)]
+    mass = shift(masses[1] - masses[0])
     if method == "centre-of-mass":
-        return _shift(masses[1] - masses[0]), method
+        return mass, method
 
     objective = LinearObjective(level, measure)
-    upright = {
-        "header": np.eye(d + 1),
-        "centre": _shift(level.moving.grid.centre - level.fixed.grid.centre),
-        "centre-of-mass": _shift(masses[1] - masses[0]),
-    }
+    upright = {"header": np.eye(d + 1), "centre": centre, "centre-of-mass": mass}
     turned = {f"moments {k + 1}": m for k, m in enumerate(_moment_starts(level, masses))}
     race = _Race(level, measure, free_axes, recorder, objective)
     if method == "moments":
         return race.run(turned)[:2]
-    if free_axes is not None and not all(free_axes):
+    if frozen:
         turned = {}
     else:
         turned |= {f"turn {k + 1}": m for k, m in enumerate(_right_angled_starts(d, masses))}

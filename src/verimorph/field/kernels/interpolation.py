@@ -12,7 +12,9 @@ import numpy as np
 from numba import njit, prange
 
 # Values may be reordered and contracted, but infinities and NaN keep their meaning.
-FAST = {"reassoc", "contract", "arcp", "nsz"}
+# No reassociation: whether a loop runs vectorised is decided at run time from addresses, and both ways must give the
+# same bits.
+FAST = {"contract", "nsz"}
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 

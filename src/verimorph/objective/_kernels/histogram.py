@@ -10,7 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-_FAST = {"reassoc", "contract", "arcp", "nsz"}
+# No reassociation: whether a loop runs vectorised is decided at run time from addresses, and both ways must give the
+# same bits.
+_FAST = {"contract", "nsz"}
 _JOBS = 32
 
 
