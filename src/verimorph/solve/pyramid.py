@@ -34,6 +34,7 @@ class Level:
 def level_shape(grid: Grid, spacing_mm: float) -> tuple[int, ...]:
     """Voxels along each axis when every axis that is finer than ``spacing_mm`` is brought to about that spacing.
 
+    >>> import numpy as np
     >>> level_shape(Grid((256, 256, 32), np.diag([1.0, 1.0, 4.0, 1.0])), 4.0)
     (64, 64, 32)
     """
