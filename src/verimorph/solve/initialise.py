@@ -21,8 +21,9 @@ from verimorph.solve.pyramid import Level, Volume
 
 STARTS = ("auto", "header", "identity", "centre", "centre-of-mass", "moments", "search")
 
-# A start turned by 45 degrees or more from the header must beat the best upright one by this part of its value: bodies
-# have symmetries (left and right, front and back of a limb) that a coarse copy cannot tell apart.
+# With ``auto``, a start by principal axes or a right-angled turn must gain this part more over no likeness at all than the
+# best upright start does: bodies have symmetries (left and right, front and back of a limb) that a coarse copy cannot tell
+# apart.
 _TURN_MARGIN = 0.08
 
 
@@ -51,7 +52,7 @@ def find_start(
     Raises
     ------
     OptionError
-        For an unknown method.
+        For an unknown method, or one that turns the image although an axis is frozen.
     """
     if method not in STARTS:
         raise OptionError(f"unknown start '{method}'{nearest(method, STARTS)}, or give a transform file")
