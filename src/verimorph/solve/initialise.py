@@ -21,9 +21,9 @@ from verimorph.solve.pyramid import Level, Volume
 
 STARTS = ("auto", "header", "identity", "centre", "centre-of-mass", "moments", "search")
 
-# With ``auto``, a start by principal axes or a right-angled turn must gain this part more over no likeness at all than the
-# best upright start does: bodies have symmetries (left and right, front and back of a limb) that a coarse copy cannot tell
-# apart.
+# With ``auto``, a start by principal axes or a right-angled turn must gain this part more over no likeness at all than
+# the best upright start does: bodies have symmetries (left and right, front and back of a limb) that a coarse copy
+# cannot tell apart.
 _TURN_MARGIN = 0.08
 
 
