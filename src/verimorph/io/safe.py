@@ -92,6 +92,45 @@ def writing_folder(path: str | os.PathLike) -> Iterator[Path]:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
+@contextmanager
+def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a hidden folder to fill; when the block ends well it becomes the folder ``path``, as a whole.
+
+    For folders whose files belong together (weights and their card): a reader never sees files of two generations. What
+    stood there before is replaced, and kept if the block fails. The files are on the disk before the folder is renamed.
+
+    Raises
+    ------
+    InputError
+        If the place cannot be written to, or a file stands there.
+    ResourceError
+        If the disk is full.
+    """
+    target = Path(path)
+    if target.is_file():
+        raise InputError(f"{target}: is a file where a folder of results goes; choose another output")
+    hidden = target.parent / f".partial-{os.getpid()}-{next(_counter)}"
+    before = target.parent / f".before-{os.getpid()}-{next(_counter)}"
+    try:
+        with _plain_disk_errors(target, hidden):
+            hidden.mkdir(parents=True)
+            yield hidden
+            for file in hidden.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb") as stream:
+                        os.fsync(stream.fileno())
+            if target.exists():
+                os.replace(target, before)
+            os.replace(hidden, target)
+    except BaseException:
+        if before.exists() and not target.exists():
+            os.replace(before, target)
+        raise
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
 def _move_into(source: Path, target: Path) -> None:
     """Move every file below ``source`` to the same place below ``target``; check for clashes before the first move."""
     files = sorted(file.relative_to(source) for file in source.rglob("*") if not file.is_dir())
