@@ -1,0 +1,218 @@
+"""What every network here is made of: convolution, normalisation, activation, and how weights start.
+
+All parts take 2-D and 3-D, any device and memory format: where weights or images are ``channels_last_3d`` (which is
+faster on the CPU) the features stay so.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from verimorph.errors import InputError, OptionError, nearest
+
+Normalisation = Literal["none", "instance", "batch", "group"]
+Activation = Literal["none", "relu", "leaky_relu", "prelu", "gelu"]
+Upsampling = Literal["nearest", "linear", "transposed"]
+
+_CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_BATCH = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def check_ndim(ndim: int) -> int:
+    """2 or 3, or an error."""
+    if ndim not in (2, 3):
+        raise OptionError(f"images have 2 or 3 dimensions, got ndim={ndim}")
+    return ndim
+
+
+def _known(what: str, name: str, known: tuple[str, ...]) -> str:
+    if name not in known:
+        raise OptionError(f"unknown {what} '{name}'{nearest(name, known)}")
+    return name
+
+
+def convolution(
+    ndim: int, inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, bias: bool = True
+) -> nn.Module:
+    """Convolution with zero padding that keeps the size (an odd kernel, stride 1) or divides it by the stride."""
+    if kernel % 2 == 0 and stride == 1:
+        raise OptionError(f"a convolution that keeps the size needs an odd kernel, got {kernel}")
+    padding = kernel // 2 if kernel % 2 else (kernel - stride) // 2
+    return _CONVOLUTION[check_ndim(ndim)](inputs, outputs, kernel, stride=stride, padding=padding, bias=bias)
+
+
+def normalisation(name: Normalisation, ndim: int, channels: int, *, groups: int = 8, affine: bool = False) -> nn.Module:
+    """Layer that normalises features; ``group`` takes the largest number of groups up to ``groups`` that divides.
+
+    Instance normalisation has scale and offset of its own only where ``affine``; batch and group always.
+    """
+    _known("normalisation", name, ("none", "instance", "batch", "group"))
+    if name == "batch":
+        return _BATCH[check_ndim(ndim)](channels)
+    if name == "group":
+        return nn.GroupNorm(max(g for g in range(1, min(groups, channels) + 1) if channels % g == 0), channels)
+    if name == "instance":
+        # One group a channel is instance normalisation, and unlike torch's layer of that name it takes a single voxel
+        # (the bottom of a network on a small image) also in training.
+        return nn.GroupNorm(channels, channels, affine=affine)
+    return nn.Identity()
+
+
+def activation(name: Activation, *, slope: float = 0.2, channels: int = 1) -> nn.Module:
+    """Pointwise function; ``slope`` is that of a leaky rectifier below zero, ``channels`` the number of PReLU's slopes.
+
+    Rectifiers work in place: their input is the output of a convolution or normalisation that nothing else reads, and
+    one copy of the features less is kept for the backward pass.
+    """
+    _known("activation", name, ("none", "relu", "leaky_relu", "prelu", "gelu"))
+    if name == "relu":
+        return nn.ReLU(inplace=True)
+    if name == "leaky_relu":
+        return nn.LeakyReLU(slope, inplace=True)
+    if name == "prelu":
+        return nn.PReLU(channels)
+    return nn.GELU() if name == "gelu" else nn.Identity()
+
+
+def transposed_kernel(weight: Float[Tensor, "o i *three"]) -> Float[Tensor, "i o *four"]:
+    """Kernel of the transposed convolution (size 4, stride 2, padding 1) that is nearest upsampling and a 3^d convolution.
+
+    An output voxel 2i + p (p = 0, 1 along an axis) reads the coarse voxels i - 1, i or i, i + 1 only; the taps that fall
+    on the same coarse voxel are added once instead of multiplied twice. Along an axis, with taps (a, b, c)::
+
+        kernel = (c, b + c, a + b, a)
+
+    8 products a voxel in 3-D instead of 27, and neither the upsampled features nor their concatenation are made.
+    """
+    out = weight
+    for axis in range(2, weight.ndim):
+        a, b, c = out.unbind(axis)
+        out = torch.stack((c, b + c, a + b, a), axis)
+    return out.transpose(0, 1)
+
+
+def convolve_upsampled(
+    coarse: Float[Tensor, "b i *half"],
+    skip: Float[Tensor, "b s *space"],
+    weight: Float[Tensor, "o j *three"],
+    bias: Float[Tensor, " o"] | None = None,
+) -> Float[Tensor, "b o *space"]:
+    """Convolution 3^d of [nearest upsampling x2 of ``coarse``, ``skip``] without making either: see `transposed_kernel`.
+
+    The same value as ``conv(cat([upsample(coarse), skip]))`` up to rounding.
+    """
+    inputs, ndim = coarse.shape[1], coarse.ndim - 2
+    plain = functional.conv2d if ndim == 2 else functional.conv3d
+    transposed = functional.conv_transpose2d if ndim == 2 else functional.conv_transpose3d
+    fine = plain(skip, weight[:, inputs:], bias, padding=1)
+    return fine.add_(transposed(coarse, transposed_kernel(weight[:, :inputs]), None, stride=2, padding=1))
+
+
+class ConvBlock(nn.Module):
+    """Convolution, normalisation, activation.
+
+    Parameters
+    ----------
+    ndim, inputs, outputs
+        2 or 3; channels in and out.
+    kernel, stride, bias
+        Of the convolution.
+    norm, activation, slope
+        As in `normalisation` and `activation`.
+    """
+
+    def __init__(
+        self,
+        ndim: int,
+        inputs: int,
+        outputs: int,
+        *,
+        kernel: int = 3,
+        stride: int = 1,
+        bias: bool = True,
+        norm: Normalisation = "none",
+        activation: Activation = "leaky_relu",
+        slope: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.convolution = convolution(ndim, inputs, outputs, kernel=kernel, stride=stride, bias=bias)
+        self.norm = normalisation(norm, ndim, outputs)
+        self.activation = _activation(activation, slope=slope)
+        self.takes_upsampled = kernel == 3 and stride == 1
+
+    def forward(self, x: Float[Tensor, "b i *space"]) -> Float[Tensor, "b o *out"]:
+        """Features of the block."""
+        return self.activation(self.norm(self.convolution(x)))
+
+    def upsampled(
+        self, coarse: Float[Tensor, "b i *half"], skip: Float[Tensor, "b s *space"]
+    ) -> Float[Tensor, "b o *space"]:
+        """The block on [nearest upsampling of ``coarse``, ``skip``], where ``takes_upsampled``."""
+        features = convolve_upsampled(coarse, skip, self.convolution.weight, self.convolution.bias)
+        return self.activation(self.norm(features))
+
+
+_activation = activation  # the name of the argument hides the function
+
+
+class Upsample(nn.Module):
+    """Features on a grid twice as fine.
+
+    Parameters
+    ----------
+    mode
+        ``nearest``; ``linear`` (the field of view stays); ``transposed``: a convolution 2^d of stride 2 with weights of
+        its own, bias and an activation after it.
+    """
+
+    def __init__(
+        self,
+        ndim: int,
+        channels: int,
+        *,
+        mode: Upsampling = "nearest",
+        activation: Activation = "none",
+        slope: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.mode = _known("upsampling", mode, ("nearest", "linear", "transposed"))
+        self.convolution: nn.Module | None = None
+        if mode == "transposed":
+            self.convolution = _TRANSPOSED[check_ndim(ndim)](channels, channels, 2, stride=2)
+            self.activation = _activation(activation, slope=slope)
+
+    def forward(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c *out"]:
+        """Features, every side doubled."""
+        if self.convolution is not None:
+            return self.activation(self.convolution(x))
+        if self.mode == "nearest":
+            return functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        linear = "bilinear" if x.ndim == 4 else "trilinear"
+        return functional.interpolate(x, scale_factor=2.0, mode=linear, align_corners=False)
+
+
+def start_small(module: nn.Module, deviation: float = 1e-5, bias: float = 0.0) -> nn.Module:
+    """Draw a layer's weights from N(0, deviation^2) and set its bias: a head that starts next to the identity."""
+    nn.init.normal_(module.weight, std=deviation)  # type: ignore[arg-type]
+    if module.bias is not None:
+        nn.init.constant_(module.bias, bias)  # type: ignore[arg-type]
+    return module
+
+
+def start_at_zero(module: nn.Module) -> nn.Module:
+    """Set a layer's weights and bias to zero: a head that starts at the identity."""
+    return start_small(module, 0.0)
+
+
+def check_size(shape: tuple[int, ...], stride: int) -> None:
+    """Refuse an image that a network of this stride cannot take, and say to what size to pad it."""
+    if any(n % stride for n in shape):
+        padded = "x".join(str(-(-n // stride) * stride) for n in shape)
+        size = "x".join(map(str, shape))
+        raise InputError(f"the network takes images whose sides are multiples of {stride}, got {size}; pad to {padded}")
