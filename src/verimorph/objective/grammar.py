@@ -11,15 +11,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from verimorph.errors import OptionError, nearest
 from verimorph.objective.objective import Objective, Schedule
 from verimorph.objective.registry import row
-from verimorph.objective.terms import MultiScale, ObjectiveTerm, Term
+from verimorph.objective.terms import DIRECTION, MultiScale, ObjectiveTerm, Term
 
 Specification = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
@@ -55,13 +55,19 @@ class ScheduleSettings(BaseModel):
     shape: Literal["linear", "cosine", "log"] = "linear"
 
 
+def _direction(name: str) -> str:
+    if not DIRECTION.fullmatch(name):
+        raise ValueError("give forward, backward, or stage1, stage2, ...")
+    return name
+
+
 @functools.cache
 def settings_model(name: str) -> type[BaseModel]:
     """The strict model of a term's settings, read off its measure's signature."""
     entry = row(name)
     fields: dict[str, Any] = {key: (hint, default) for key, (hint, default) in entry.options().items()}
     fields["weight"] = (float | str | ScheduleSettings, 1.0)
-    fields["direction"] = (Literal["forward", "backward"] | None, None)
+    fields["direction"] = (Annotated[str, AfterValidator(_direction)] | None, None)
     fields["level"] = (int, Field(1, ge=1))
     fields["scales"] = (int | tuple[int, ...], (1,))
     fields["scale_weights"] = (tuple[float, ...] | None, None)

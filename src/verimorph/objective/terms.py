@@ -1,12 +1,13 @@
 """Terms: a measure with its settings, over a dictionary of named tensors.
 
 Names: ``fixed``, ``moving``, ``moved``, ``field``, ``velocity``, ``inverse``, ``fixed_mask``, ``moved_mask``,
-``labels/fixed``, ``labels/moved``, ``points/fixed``, ``features/fixed`` and so on. A name may carry a direction in
-front and a level, the shrink factor of its grid, behind: ``backward/moved@2``.
+``labels/fixed``, ``labels/moved``, ``points/fixed``, ``features/fixed`` and so on. A name may carry a direction (or the
+stage of a model) in front and a level, the shrink factor of its grid, behind: ``backward/moved@2``, ``stage1/moved``.
 """
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +20,10 @@ from verimorph.objective._reduce import Reduction, common_mask, spacing_of
 from verimorph.objective.registry import Row, row
 
 Tensors = Mapping[str, Tensor]
+
+#: What may stand before a tensor's name: the direction of a pass, the stage of a model.
+DIRECTION = re.compile(r"forward|backward|stage[1-9]\d*")
+_FRONT = re.compile(rf"^(({DIRECTION.pattern})/)+")
 
 
 @runtime_checkable
@@ -46,8 +51,8 @@ def key(name: str, direction: str | None = None, level: int = 1) -> str:
 
 
 def base_name(name: str) -> str:
-    """A tensor's name without direction and level."""
-    return name.partition("@")[0].removeprefix("backward/").removeprefix("forward/")
+    """A tensor's name without direction, stage and level."""
+    return _FRONT.sub("", name.partition("@")[0])
 
 
 def lookup(tensors: Tensors, name: str, asked_by: str) -> Tensor:
@@ -88,7 +93,7 @@ class Term(nn.Module):
     name
         Of the row, for instance ``lncc``.
     direction, level
-        Which of several passes and levels it reads (``backward``; shrink factor 2).
+        Which of several passes, stages of a model, and levels it reads (``backward``, ``stage1``; shrink factor 2).
     on
         For a regulariser: ``field`` (the forward displacement), ``velocity`` (raw parameters) or ``inverse``.
     settings

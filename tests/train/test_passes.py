@@ -1,0 +1,154 @@
+"""From a batch to named tensors: the right images under the right names, in both directions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from verimorph.errors import InputError
+from verimorph.field import warp
+from verimorph.objective import build_objective
+from verimorph.train.passes import check_batch, objective_tensors, one_hot, registration_tensors, warp_labels
+
+
+class Asymmetric(nn.Module):
+    """A field that depends on the order of its inputs, two stages, and a record of what it was called with."""
+
+    stride = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.3))
+        self.calls: list[int] = []
+
+    def forward(self, *, fixed: Tensor, moving: Tensor, condition: Tensor | None = None) -> dict[str, Tensor]:
+        self.calls.append(len(fixed))
+        field = self.scale * torch.cat([2 * fixed - moving, moving * fixed], 1)
+        return {"field": field, "velocity": field / 3, "stage1/field": -field}
+
+
+OBJECTIVE = "mse+partial_dice:weight=0.7+diffusion:weight=0.1"
+
+
+def test_symmetric_training_is_the_mean_of_both_directions(phantoms):
+    batch = phantoms.pair(1)
+    other = {
+        "fixed": batch["moving"],
+        "moving": batch["fixed"],
+        "fixed_labels": batch["moving_labels"],
+        "moving_labels": batch["fixed_labels"],
+    }
+    model, objective = Asymmetric(), build_objective(OBJECTIVE)
+    both = objective(registration_tensors(model, batch, objective, symmetric=True)).total
+    one = objective(registration_tensors(model, batch, objective)).total
+    two = objective(registration_tensors(model, other, objective)).total
+    assert abs(float(one.detach() - two.detach())) > 1e-3, "the directions must differ for the test to mean anything"
+    torch.testing.assert_close(both, (one + two) / 2)
+    assert model.calls == [4, 2, 2], "both directions are one doubled batch"
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_backward_names_are_the_exchanged_pair(phantoms, symmetric):
+    batch = phantoms.pair(2)
+    model, objective = Asymmetric(), build_objective("icon+mse:direction=backward")
+    tensors = registration_tensors(model, batch, objective, symmetric=symmetric)
+    expected = model(fixed=batch["moving"], moving=batch["fixed"])["field"]
+    torch.testing.assert_close(tensors["backward/field"][:2], expected)
+    torch.testing.assert_close(tensors["backward/moved"][:2], warp(batch["fixed"], expected))
+    torch.testing.assert_close(tensors["backward/fixed"][:2], batch["moving"])
+    if symmetric:
+        torch.testing.assert_close(tensors["backward/field"][2:], tensors["field"][:2])
+
+
+def test_names_of_a_stage_are_warped_by_its_field(phantoms):
+    batch = phantoms.pair(3)
+    model, objective = Asymmetric(), build_objective("mse:direction=stage1+dice:direction=stage1+mse:level=2")
+    tensors = registration_tensors(model, batch, objective)
+    stage = model(fixed=batch["fixed"], moving=batch["moving"])["stage1/field"]
+    torch.testing.assert_close(tensors["stage1/moved"], warp(batch["moving"], stage))
+    torch.testing.assert_close(tensors["stage1/labels/moved"], warp_labels(batch["moving_labels"], stage, 2))
+    torch.testing.assert_close(tensors["fixed@2"], nn.functional.avg_pool2d(batch["fixed"], 2))
+    assert "labels/moved" not in tensors, "what no term reads is not warped"
+    objective(tensors).total.backward()
+    assert model.scale.grad is not None
+
+
+def test_warped_labels_are_probabilities_and_move_as_the_image_does():
+    labels = torch.zeros(1, 6, 6, dtype=torch.long)
+    labels[0, 2:4, 2:5] = 1
+    labels[0, 4, 4] = 2
+    field = torch.zeros(1, 2, 6, 6)
+    field[:, 0] = 1  # fixed index i reads moving index i + 1 along axis 0
+    moved = warp_labels(labels, field, 3)
+    torch.testing.assert_close(moved.sum(1), torch.ones(1, 6, 6))
+    expected = torch.zeros(1, 6, 6, dtype=torch.long)
+    expected[:, :5] = labels[:, 1:]
+    torch.testing.assert_close(moved, one_hot(expected, 3))
+
+
+def test_masks_go_with_their_image_and_pull_on_nothing(phantoms):
+    batch = phantoms.pair(4)
+    batch["fixed_mask"], batch["moving_mask"] = torch.ones(2, 1, 16, 16), torch.zeros(2, 1, 16, 16)
+    batch["moving_mask"][..., :8] = 1
+    model, objective = Asymmetric(), build_objective("mse")
+    tensors = registration_tensors(model, batch, objective)
+    assert not tensors["moved_mask"].requires_grad
+    assert set(tensors["moved_mask"].unique().tolist()) == {0.0, 1.0}
+    inside = warp(batch["moving_mask"], tensors["field"].detach()) > 0.5
+    value = ((tensors["moved"] - batch["fixed"]).square() * inside).flatten(1).sum(1) / inside.flatten(1).sum(1)
+    torch.testing.assert_close(objective(tensors).total, value.mean())
+
+
+def test_known_is_what_both_images_have(phantoms):
+    batch = phantoms.pair(5)
+    batch["fixed_known"] = torch.tensor([[True, True], [True, False]])
+    batch["moving_known"] = torch.tensor([[True, False], [True, True]])
+    model, objective = Asymmetric(), build_objective("partial_dice")
+    tensors = registration_tensors(model, batch, objective)
+    assert tensors["labels/known"].tolist() == [[True, False], [True, False]]
+    assert float(objective(tensors).total) == 0
+
+
+def test_outputs_in_half_precision_are_warped_in_full(phantoms):
+    class Half(Asymmetric):
+        def forward(self, **images):
+            return {name: tensor.bfloat16() for name, tensor in super().forward(**images).items()}
+
+    tensors = registration_tensors(Half(), phantoms.pair(6), build_objective("mse"))
+    assert tensors["field"].dtype == tensors["moved"].dtype == torch.float32
+
+
+def test_a_segmenter_gives_probabilities_against_the_truth(phantoms):
+    from tests.train.conftest import TinySegmenter
+
+    pair = phantoms.pair(7)
+    batch = {"image": pair["fixed"], "labels": pair["fixed_labels"], "known": pair["fixed_known"], "names": ["a", "b"]}
+    model, objective = TinySegmenter(), build_objective("cross_entropy")
+    tensors = objective_tensors(model, batch, objective)
+    expected = nn.functional.cross_entropy(model(image=batch["image"])["logits"], batch["labels"])
+    torch.testing.assert_close(objective(tensors).total, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("terms", "change", "message"),
+    [
+        ("dice", {"fixed_labels": None}, "term 'dice' needs labels, and pair pair8-0 has none in the fixed image"),
+        ("mse+landmarks", {}, "term 'landmarks' needs landmarks, and pair pair8-0 has none in the fixed image"),
+        ("known_field", {}, "term 'known_field' needs a known field, and pair pair8-0 has none"),
+        (
+            "dice",
+            {"moving_known": torch.tensor([[True, True], [True, False]])},
+            "term 'dice' needs all labels, and pair pair8-1 has none in the moving image.*partial_dice",
+        ),
+    ],
+)
+def test_missing_labels_are_one_line_with_term_and_pair(phantoms, terms, change, message):
+    with pytest.raises(InputError, match=message):
+        check_batch({**phantoms.pair(8), **change}, build_objective(terms))
+
+
+def test_a_partial_term_takes_pairs_without_labels(phantoms):
+    batch = phantoms.pair(9)
+    batch["fixed_known"] = torch.zeros(2, 2, dtype=torch.bool)
+    check_batch(batch, build_objective("mse+partial_dice"))
