@@ -134,6 +134,31 @@ def test_cost_is_that_of_the_engine_alone(tmp_path):
     assert outcome.wall_s >= outcome.cpu_s * 0.9
 
 
+def test_work_of_other_programs_is_noticed(tmp_path):
+    alone = measure([sys.executable, "-c", "import time; time.sleep(0.5)"], log=tmp_path / "log", threads=1, limit_s=20)
+    spin = "import time; end = time.time() + 60\nwhile time.time() < end: pass"
+    others = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(os.cpu_count())]
+    try:
+        wait = [sys.executable, "-c", "import time; time.sleep(1)"]
+        beside = measure(wait, log=tmp_path / "log", threads=1, limit_s=20)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert beside.others > 0.5
+    assert 0 <= alone.others <= 1
+
+
+def test_what_was_timed_on_a_busy_machine_can_be_timed_again(cases, fake, calls, tmp_path):
+    plan = plan_of([fake()], cases[:1], tmp_path)
+    done = list(run_plan(plan))
+    plan.records.path.unlink()
+    for record in done:
+        plan.records.append(replace(record, others_share=0.5 if record.engine == "right" else 0.0))
+    again = list(run_plan(replace(plan, again_busy=True)))
+    assert [record.engine for record in again] == ["right"]
+
+
 def test_time_limit_ends_the_whole_group(tmp_path):
     pid = tmp_path / "pid"
     code = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"

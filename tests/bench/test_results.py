@@ -56,6 +56,13 @@ def test_means_medians_and_what_lost_to_identity():
     assert (rows["poor"].below_identity, rows["ours"].below_identity) == (1, 0)
 
 
+def test_seconds_of_a_busy_machine_do_not_count_but_accuracy_does():
+    busy = [record("ours", "a", 0.6, 10), record("ours", "b", 0.7, 99, others_share=0.4)]
+    (row,) = summarise(busy)
+    assert (row.wall_s, row.cases, row.mean) == (10, 2, pytest.approx(0.65))
+    assert "99" not in page(busy, command="c", date="d", machine="m")
+
+
 def test_smaller_is_better_for_errors():
     assert [row.engine for row in summarise([r for r in RECORDS if r.set == "lung"])] == ["ours", "peer", "identity"]
 

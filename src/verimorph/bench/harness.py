@@ -50,6 +50,8 @@ class Plan:
         Runs of each engine on each case; times are reported as medians.
     again
         Run even what is recorded.
+    again_busy
+        Run again what was recorded while other programs used the machine.
     keep
         Keep what engines wrote.
     """
@@ -63,15 +65,17 @@ class Plan:
     limit_s: float = 1200.0
     repeats: int = 1
     again: bool = False
+    again_busy: bool = False
     keep: bool = False
 
 
 def run_plan(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Iterator[Record]:
     """Do every run of ``plan`` that is not recorded yet; yield each new record once it is on the disk."""
-    done = {record.key for record in plan.records}
-    if any(engine.ours for engine, *_ in _order(plan, set() if plan.again else done)):
+    latest = plan.records.latest()
+    done = set() if plan.again else {r.key for r in latest if r.quiet or not plan.again_busy}
+    if any(engine.ours for engine, *_ in _order(plan, done)):
         _warm_up(plan, say)
-    for engine, case, repeat in _order(plan, set() if plan.again else done):
+    for engine, case, repeat in _order(plan, done):
         record = run_one(engine, case, plan, repeat)
         plan.records.append(record)
         yield record
@@ -121,6 +125,7 @@ def _run_process(engine: Engine, case: Case, plan: Plan, record: Record) -> Reco
             wall_s=round(outcome.wall_s, 3),
             cpu_s=round(outcome.cpu_s, 3),
             peak_mb=round(outcome.peak_mb, 1),
+            others_share=None if outcome.others is None else round(outcome.others, 3),
         )
         if outcome.exit_code != 0:
             ended = "time limit" if outcome.exit_code is None else f"exit code {outcome.exit_code}"

@@ -39,3 +39,16 @@ def describe() -> str:
     if memory:
         parts.append(f"{memory:.0f} GB")
     return ", ".join([*parts, f"{platform.system()}, Python {platform.python_version()}"])
+
+
+def busy_seconds() -> float | None:
+    """Return the seconds that all cores together have worked since the start of the machine; None where unknown.
+
+    Time that a hypervisor took away counts as work of others.
+    """
+    try:
+        words = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()
+    except OSError:
+        return None
+    user, nice, system, _idle, _wait, interrupts, soft, steal = (int(word) for word in words[1:9])
+    return (user + nice + system + interrupts + soft + steal) / os.sysconf("SC_CLK_TCK")

@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from verimorph.bench import machine
+
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
@@ -29,6 +31,8 @@ class Outcome:
         ``time.time()`` at the start.
     last_line
         Last line it printed, for the record of a failure.
+    others
+        Share of the machine that other programs used meanwhile, 0 to 1; None where the system does not tell.
     """
 
     exit_code: int | None
@@ -37,6 +41,7 @@ class Outcome:
     peak_mb: float
     started: float
     last_line: str
+    others: float | None = None
 
 
 def measure(command: list[str], *, log: Path, threads: int, limit_s: float, folder: Path | None = None) -> Outcome:
@@ -58,6 +63,7 @@ def measure(command: list[str], *, log: Path, threads: int, limit_s: float, fold
     environment.pop("PYTHONPATH", None)  # a peer's interpreter must see its own packages only
     log = log.absolute()
     log.parent.mkdir(parents=True, exist_ok=True)
+    before = machine.busy_seconds()
     launcher = subprocess.Popen(
         [sys.executable, "-I", "-S", str(_LAUNCHER), str(log), str(limit_s), *command],
         stdin=subprocess.DEVNULL,
@@ -74,8 +80,13 @@ def measure(command: list[str], *, log: Path, threads: int, limit_s: float, fold
         raise
     if launcher.returncode:
         raise RuntimeError(f"the launcher of {command[0]} ended with exit code {launcher.returncode}")
+    after = machine.busy_seconds()
     facts = json.loads(answer)
     code = facts["exit_code"]
+    others = None
+    if before is not None and after is not None and facts["wall_s"] > 0:
+        capacity = facts["wall_s"] * (os.cpu_count() or 1)
+        others = min(max((after - before - facts["cpu_s"]) / capacity, 0.0), 1.0)
     if facts["not_started"]:
         last_line = f"{command[0]}: {os.strerror(facts['not_started'])}"
     else:
@@ -88,6 +99,7 @@ def measure(command: list[str], *, log: Path, threads: int, limit_s: float, fold
         peak_mb=facts["maxrss"] / unit,
         started=facts["started"],
         last_line=last_line,
+        others=others,
     )
 
 

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 
+QUIET = 0.1
+"""Seconds of a run count only if other programs used at most this share of the machine meanwhile."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One engine on one case, once.
@@ -33,6 +37,8 @@ class Record:
         engine that does not say leaves them out (None).
     cpu_s, peak_mb
         User and system seconds and the largest resident memory of the process and its children.
+    others_share
+        Share of the machine that other programs used during the run, 0 to 1.
     when, machine
         ISO time (UTC) and processor.
     """
@@ -57,6 +63,7 @@ class Record:
     register_s: float | None = None
     cpu_s: float | None = None
     peak_mb: float | None = None
+    others_share: float | None = None
     when: str = ""
     machine: str = ""
 
@@ -64,6 +71,11 @@ class Record:
     def key(self) -> tuple[str, str, str, int, int]:
         """What makes a run the same run: it is not done again."""
         return (self.engine, self.settings, self.case, self.threads, self.repeat)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the run had the machine nearly to itself, so that its seconds mean something."""
+        return self.others_share is None or self.others_share <= QUIET
 
     @property
     def figure(self) -> float | None:

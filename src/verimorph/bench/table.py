@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from verimorph.bench.records import Record
+from verimorph.bench.records import QUIET, Record
 
 MEASURES = {
     "dice": ("Dice", True, 3),
@@ -80,9 +80,10 @@ def summarise(records: list[Record]) -> list[Row]:
                     for case, value in figures.items()
                 ),
                 **{
-                    name: _middle(getattr(r, name) for runs in done.values() for r in runs)
-                    for name in ("wall_s", "register_s", "startup_s", "files_s", "cpu_s", "peak_mb")
+                    name: _middle(getattr(r, name) for runs in done.values() for r in runs if r.quiet)
+                    for name in ("wall_s", "register_s", "startup_s", "files_s", "cpu_s")
                 },
+                peak_mb=_middle(r.peak_mb for runs in done.values() for r in runs),
                 folding_percent=_middle((r.scores.get("folding_percent") for run in done.values() for r in run), max),
                 sd_log_jacobian=_middle(r.scores.get("sd_log_jacobian") for runs in done.values() for r in runs),
             )
@@ -103,8 +104,9 @@ def page(
         "",
         (
             "Seconds are whole commands, files in to files out (median over cases); start, files and registration are"
-            " parts of them, blank where an engine does not tell. CPU is user + system. Accuracy is the mean over the"
-            " cases an engine finished. Quote ratios measured in one run, not seconds."
+            " parts of them, blank where an engine does not tell. CPU is user + system. Runs during which other programs"
+            f" used more than {QUIET:.0%} of the machine give no seconds. Accuracy is the mean over the cases an engine"
+            " finished. Quote ratios measured in one run, not seconds."
         ),
         "",
     ]
@@ -154,7 +156,7 @@ def _cases(group: list[Record], digits: int) -> list[str]:
         for engine in engines:
             runs = [r for r in group if r.engine == engine and r.case == case]
             values = [r.figure for r in runs if r.figure is not None]
-            wall = _middle(r.wall_s for r in runs if r.figure is not None)
+            wall = _middle(r.wall_s for r in runs if r.figure is not None and r.quiet)
             time = f" ({wall:.1f} s)" if wall else ""
             cells.append(f"{fmean(values):.{digits}f}{time}" if values else ("failed" if runs else ""))
         lines.append(f"| {case} | " + " | ".join(cells) + " |")

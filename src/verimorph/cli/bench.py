@@ -82,6 +82,9 @@ def run(
         float, option("--limit", value="SECONDS", text="Longer runs are ended and count as failed.", panel=_HOW)
     ] = 1200.0,
     again: Annotated[bool, flag("--again", text="Run even what is recorded.", panel=_HOW)] = False,
+    again_busy: Annotated[
+        bool, flag("--again-busy", text="Run again what was timed while other programs were busy.", panel=_HOW)
+    ] = False,
     keep: Annotated[bool, flag("--keep", text="Keep what engines write.", panel=_HOW)] = False,
     dry_run: Annotated[bool, flag("--dry-run", text="Only list what would run.", panel=_HOW)] = False,
     lists: Lists = _LISTS,
@@ -114,6 +117,7 @@ def run(
         limit_s=limit,
         repeats=repeats,
         again=again,
+        again_busy=again_busy,
         keep=keep,
     )
     missing = {path for case in plan.cases for path in case.missing}
