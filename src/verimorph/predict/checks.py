@@ -1,0 +1,69 @@
+"""What a model's card says about the images it can take, held against the images at hand. One line each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from verimorph.errors import InputError, VerimorphWarning
+from verimorph.image import Image
+from verimorph.io import validate
+
+if TYPE_CHECKING:
+    from verimorph.data.preparation import Preparation
+
+FAR_SPACING = 3.0
+"""Voxels this many times finer or coarser than the model's are outside of what it has seen."""
+
+
+def check_images(
+    images: Sequence[Image], role: str, *, preparation: Preparation, stride: int, images_needed: int
+) -> None:
+    """Refuse images that a model cannot take: axes, number of contrasts, constant or not finite, smaller than a stride.
+
+    Warns
+    -----
+    VerimorphWarning
+        If the voxels are far finer or coarser than those the model was trained on.
+    """
+    if len(images) != images_needed:
+        given = "one" if len(images) == 1 else str(len(images))
+        raise InputError(
+            f"the model takes {images_needed} image{'s' * (images_needed > 1)} of each side as channels, {given} "
+            f"{'is' if len(images) == 1 else 'are'} given for the {role} side; give the option once for each image"
+        )
+    first = images[0]
+    for image in images:
+        if image.grid.ndim != preparation.ndim:
+            raise InputError(
+                f"{role} image {image.name}: is {image.grid.ndim}-D, the model was trained on {preparation.ndim}-D "
+                "images; give such an image, or another model"
+            )
+        validate.check_finite(image, f"{role} image")
+        validate.check_not_constant(image, f"{role} image")
+        if image is not first:
+            validate.check_same_grid(first, image, f"{role} image")
+    spacing = first.grid.spacing
+    wanted = spacing if preparation.spacing_mm is None else np.broadcast_to(preparation.spacing_mm, preparation.ndim)
+    if preparation.spacing_mm is None:
+        voxels = np.array(first.grid.shape, dtype=float)
+    else:
+        voxels = first.grid.extent / float(np.min(wanted))
+    if voxels.min() < stride:
+        raise InputError(
+            f"{role} image {first.name}: is {' x '.join(f'{n:.3g}' for n in voxels)} voxels of the model's size, "
+            f"the model needs {stride} or more along every axis; give a larger image, or a model of fewer levels"
+        )
+    # Axes may be permuted between image and model: extremes are compared.
+    ratio = max(spacing.max() / wanted.max(), wanted.min() / spacing.min())
+    if ratio > FAR_SPACING:
+        warnings.warn(
+            VerimorphWarning(
+                f"{role} image {first.name}: its voxels are {' x '.join(f'{s:.3g}' for s in spacing)} mm, the model "
+                f"was trained at {' x '.join(f'{float(s):.3g}' for s in wanted)} mm; look closely at the result"
+            ),
+            stacklevel=3,
+        )
