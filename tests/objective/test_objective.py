@@ -42,6 +42,7 @@ def tensors(textured):
         "velocity_mean": field,
         "velocity_log_variance": -field.abs(),
         "inverse": -field,
+        "gradients": 0.5 + 0.1 * field,
         "backward/field": -0.8 * field,
         "known_field": 1.1 * field,
         "features/fixed": fixed.repeat(1, 4, 1, 1, 1) ** 2,

@@ -146,6 +146,13 @@ _ROWS = (
         masks=("field_mask",),
     ),
     Row(
+        "neutral_gradients",
+        "regularity",
+        regularity.neutral_gradients,
+        {"gradients": "gradients"},
+        masks=("field_mask",),
+    ),
+    Row(
         "inverse_consistency",
         "consistency",
         consistency.inverse_consistency,
