@@ -4,19 +4,58 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from verimorph.errors import InputError, VerimorphWarning
+from verimorph.errors import InputError, OptionError, VerimorphWarning
 from verimorph.image import Image
 from verimorph.io import validate
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from verimorph.data.preparation import Preparation
+    from verimorph.methods.card import Card
 
 FAR_SPACING = 3.0
 """Voxels this many times finer or coarser than the model's are outside of what it has seen."""
+
+
+def load_for(path: str | PathLike, *, task: str) -> tuple[nn.Module, Card, Preparation]:
+    """Load a trained model of a task with the preparation on its card.
+
+    Raises
+    ------
+    InputError
+        If there is no model, its card is damaged or does not fit, or it is a model of another task.
+    """
+    from verimorph.data.preparation import Preparation
+    from verimorph.methods.checkpoint import load_model, read_card
+
+    card = read_card(path)
+    if card.task != task:
+        takes = "one image, not a pair" if card.task == "segmentation" else "a pair, not one image"
+        raise InputError(f"{path}: is a {card.task} model ('{card.method}'); it takes {takes}")
+    module, card = load_model(path)
+    try:
+        preparation = Preparation.from_dict(card.preparation)
+    except (OptionError, TypeError) as error:
+        raise InputError(f"{path}: the card does not say how images are prepared ({error})") from None
+    if preparation.ndim != card.ndim:
+        raise InputError(f"{path}: the card says {card.ndim}-D and has a {preparation.ndim}-D grid; it is damaged")
+    if card.channels % preparation.channels:
+        raise InputError(
+            f"{path}: the card says {card.channels} channels, and its preparation makes {preparation.channels} of each "
+            "image; it is damaged"
+        )
+    return module, card, preparation
+
+
+def images_needed(card: Card | None, preparation: Preparation) -> int:
+    """How many images make up one side of a pair: one, unless the model was trained on several contrasts."""
+    return 1 if card is None else max(1, card.channels // preparation.channels)
 
 
 def check_images(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -20,11 +19,12 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from verimorph import field as fields
-from verimorph.errors import InputError, OptionError, VerimorphWarning
+from verimorph.errors import InputError, OptionError, nearest
 from verimorph.field import Inversion
 from verimorph.grid import Grid
 from verimorph.image import Image
-from verimorph.predict.tiles import bytes_per_voxel, run_tiled
+from verimorph.predict.checks import check_images, images_needed, load_for
+from verimorph.predict.runner import Runner, rounded_up
 from verimorph.transform import Affine, Composite, DisplacementField, Transform
 
 if TYPE_CHECKING:
@@ -38,9 +38,6 @@ STICKING_OUT = 0.02
 
 SAME_FLOW_VOXELS = 0.05
 """A model's field counts as the flow of its velocity if they differ by no more than this anywhere."""
-
-_PROBED_VOXELS = 2_000_000
-_SHARE_OF_MEMORY = 0.7
 
 
 @dataclass
@@ -132,17 +129,10 @@ class Registrar:
         tile: Sequence[int] | None = None,
         overlap: float = 0.25,
     ) -> None:
-        self.device = torch.device(device)
-        self.module = module.to(self.device).eval()
-        if self.device.type == "cpu":
-            self.module = self.module.to(memory_format=_channels_last(preparation.ndim))  # type: ignore[call-overload]
+        self.runner = Runner(module, ndim=preparation.ndim, device=device, tile=tile, overlap=overlap)
         self.preparation = preparation
         self.start = start
-        self.stride = int(getattr(module, "stride", 1))
-        self.tile = None if tile is None else tuple(_up(n, self.stride) for n in tile)
-        self.overlap = overlap
         self.card: Card | None = None
-        self._bytes_per_voxel: float | None = None
 
     @classmethod
     def load(cls, path: str | PathLike, *, device: torch.device | str = "cpu", **settings: Any) -> Registrar:
@@ -153,20 +143,7 @@ class Registrar:
         InputError
             If there is no model, its card does not fit, or it is a model of another kind.
         """
-        from verimorph.data.preparation import Preparation
-        from verimorph.methods.checkpoint import load_model
-
-        module, card = load_model(path)
-        if card.task != "registration":
-            raise InputError(f"{path}: is a {card.task} model ('{card.method}'); it takes one image, not a pair")
-        try:
-            preparation = Preparation.from_dict(card.preparation)
-        except OptionError as error:
-            raise InputError(f"{path}: the card does not say how images are prepared ({error})") from None
-        if preparation.ndim != card.ndim:
-            raise InputError(
-                f"{path}: the card contradicts itself: a {card.ndim}-D model on a {preparation.ndim}-D grid"
-            )
+        module, card, preparation = load_for(path, task="registration")
         made = cls(module, preparation, device=device, **{"start": card.start, **settings})
         made.card = card
         return made
@@ -174,7 +151,7 @@ class Registrar:
     @property
     def images_needed(self) -> int:
         """How many images make up one side of a pair (one unless the model was trained on several contrasts)."""
-        return 1 if self.card is None else max(1, self.card.channels // self.preparation.channels)
+        return images_needed(self.card, self.preparation)
 
     def __call__(
         self,
@@ -215,7 +192,7 @@ class Registrar:
             if random:
                 from verimorph.nn.stochastic import sampling
 
-                with sampling(self.module, generator):
+                with sampling(self.runner.module, generator):
                     raw, tiles = self._outputs(volumes[0], volumes[1], condition)
             else:
                 raw, tiles = self._outputs(volumes[0], volumes[1], condition)
@@ -232,16 +209,14 @@ class Registrar:
             return prediction
 
         prediction = run(None, False)
-        if is_random(self.module):
+        if is_random(self.runner.module):
             prediction.draw = lambda generator: run(generator, True)
         return prediction
 
     def _check(self, fixed: list[Image], moving: list[Image]) -> None:
-        from verimorph.predict.checks import check_images
-
         for images, role in ((fixed, "fixed"), (moving, "moving")):
             check_images(
-                images, role, preparation=self.preparation, stride=self.stride, images_needed=self.images_needed
+                images, role, preparation=self.preparation, stride=self.runner.stride, images_needed=self.images_needed
             )
 
     def _place(self, fixed: Image, moving: Image, start: Float[ndarray, "h h"] | None) -> Placement:
@@ -254,86 +229,23 @@ class Registrar:
             a_moving = prepare.index_to_world(moving)
         else:
             a_moving = prepare.index_to_world(moving, start, fixed=a_fixed)
-        before, shape = grown(prepare.shape, fixed, a_fixed, self.stride)
+        before, shape = grown(prepare.shape, fixed, a_fixed, self.runner.stride)
         shift = np.eye(prepare.ndim + 1)
         shift[:-1, -1] = [-n for n in before]
         return Placement(replace(prepare, shape=shape), a_fixed @ shift, a_moving @ shift)
 
     def _outputs(self, fixed: Tensor, moving: Tensor, condition: Tensor | None) -> tuple[dict[str, Tensor], int]:
-        """Run the network, whole or on tiles; smaller tiles when the device says its memory is full."""
-        shape = tuple(fixed.shape[2:])
-        tile = self._tile(fixed)
-        while True:
-            try:
-                return self._run(fixed, moving, condition, tile)
-            except (RuntimeError, MemoryError) as error:
-                smaller = _smaller(tile, self.stride)
-                if not _memory_full(error) or smaller is None:
-                    raise
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                said = " x ".join(map(str, smaller))
-                text = f"not enough memory for {' x '.join(map(str, shape))} voxels at once: tiles of {said}"
-                warnings.warn(VerimorphWarning(text), stacklevel=4)
-                tile = smaller
-
-    def _run(
-        self, fixed: Tensor, moving: Tensor, condition: Tensor | None, tile: tuple[int, ...]
-    ) -> tuple[dict[str, Tensor], int]:
-        shape = tuple(fixed.shape[2:])
         flows: list[bool] = []
-
-        def run(window: tuple[slice, ...]) -> dict[str, Tensor]:
-            outputs = self.forward(fixed[(..., *window)], moving[(..., *window)], condition)
-            # A copy made outside inference mode is an ordinary tensor: solvers may differentiate through it.
-            return {name: value.detach().float().cpu().clone() for name, value in outputs.items()}
-
-        def run_tile(window: tuple[slice, ...]) -> dict[str, Tensor]:
-            outputs = run(window)
-            flows.append(is_flow(outputs))
-            return outputs
-
-        if all(size >= n for size, n in zip(tile, shape, strict=True)):
-            return run(tuple(slice(0, n) for n in shape)), 1
-        raw = run_tiled(run_tile, shape, tile, overlap=self.overlap, step=self.stride)
-        if all(flows) and "velocity" in raw:
+        raw, tiles = self.runner(
+            {"fixed": fixed, "moving": moving},
+            condition=condition,
+            each_tile=lambda outputs: flows.append(is_flow(outputs)),
+        )
+        if tiles > 1 and all(flows) and "velocity" in raw:
             # A mean of flows is no flow; that of the mean velocity is, and so has an exact inverse.
-            raw["field"] = flow_of(raw["velocity"], shape)
+            raw["field"] = flow_of(raw["velocity"], fixed.shape[2:])
             raw.pop("inverse", None)
-        return raw, len(flows)
-
-    def forward(self, fixed: Tensor, moving: Tensor, condition: Tensor | None = None) -> dict[str, Tensor]:
-        """Run the network on two volumes ``(1, c, *space)`` of the model grid."""
-        layout = _channels_last(fixed.ndim - 2) if self.device.type == "cpu" else torch.contiguous_format
-        with torch.inference_mode():
-            sides = {
-                "fixed": fixed.to(self.device).contiguous(memory_format=layout),
-                "moving": moving.to(self.device).contiguous(memory_format=layout),
-            }
-            if condition is not None:
-                sides["condition"] = condition.to(self.device)
-            return self.module(**sides)
-
-    def _tile(self, fixed: Tensor) -> tuple[int, ...]:
-        shape = tuple(fixed.shape[2:])
-        if self.tile is not None:
-            return tuple(min(a, b) for a, b in zip(self.tile, shape, strict=True))
-        if math.prod(shape) < _PROBED_VOXELS:
-            return shape
-        available = _available_memory(self.device)
-        if available is None:
-            return shape
-        if self._bytes_per_voxel is None:
-            side = tuple(min(n, max(2 * self.stride, _up(24, self.stride))) for n in shape)
-            blank = torch.zeros(1, fixed.shape[1], *side)
-            self._bytes_per_voxel = bytes_per_voxel(self.module, lambda _: self.forward(blank, blank), side)
-        tile = shape
-        while math.prod(tile) * self._bytes_per_voxel > _SHARE_OF_MEMORY * available:
-            smaller = _smaller(tile, self.stride)
-            if smaller is None:
-                break
-            tile = smaller
-        return tile
+        return raw, tiles
 
 
 @dataclass(frozen=True)
@@ -353,8 +265,6 @@ def is_random(module: nn.Module) -> bool:
 
 def find_start(start: str | Float[ndarray, "h h"], fixed: Image, moving: Image) -> Float[ndarray, "h h"] | None:
     """World matrix, fixed to moving, by the name of a start; None for ``none``: each image is placed by itself."""
-    from verimorph.errors import nearest
-
     if not isinstance(start, str):
         return np.asarray(start, dtype=np.float64)
     if start == "none":
@@ -394,7 +304,7 @@ def grown(
         for axis, n in enumerate(shape):
             before[axis] = max(0, math.ceil(-low[axis] - 1e-6))
             sides[axis] = before[axis] + n + max(0, math.ceil(high[axis] - (n - 1) - 1e-6))
-    return tuple(before), tuple(_up(n, stride) for n in sides)
+    return tuple(before), tuple(rounded_up(n, stride) for n in sides)
 
 
 def onto_grid(
@@ -484,39 +394,3 @@ def _assembled(raw: dict[str, Tensor], placed: Placement, grid: Grid) -> Predict
 
 def _listed(images: Images) -> list[Image]:
     return [images] if isinstance(images, Image) else list(images)
-
-
-def _channels_last(ndim: int) -> torch.memory_format:
-    return torch.channels_last_3d if ndim == 3 else torch.channels_last
-
-
-def _up(n: int, stride: int) -> int:
-    return math.ceil(n / stride) * stride
-
-
-def _smaller(tile: tuple[int, ...], stride: int) -> tuple[int, ...] | None:
-    """The tile with its longest side cut to about half; None if it is as small as it gets."""
-    longest = max(tile)
-    half = _up(math.ceil(longest / 2), stride)
-    if half >= longest or half < 4 * stride:
-        return None
-    axis = tile.index(longest)
-    return tuple(half if k == axis else n for k, n in enumerate(tile))
-
-
-def _memory_full(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "out of memory" in text or "can't allocate memory" in text
-    )
-
-
-def _available_memory(device: torch.device) -> float | None:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu":
-        return None
-    from verimorph.doctor import memory
-
-    found = memory()["available"]
-    return None if found is None else float(found)

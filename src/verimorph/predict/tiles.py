@@ -98,11 +98,11 @@ def _shrink(window: Sequence[slice], value: Tensor, d: int, step: int) -> tuple[
     return tuple(factors)
 
 
-def bytes_per_voxel(module: nn.Module, run: Callable[[tuple[int, ...]], object], shape: tuple[int, ...]) -> float:
-    """Estimate how much memory a model needs for one voxel of its input, from a run on a small one.
+def bytes_per_voxel(module: nn.Module, run: Callable[[], object], voxels: int) -> float:
+    """Estimate how much memory a model needs for one voxel of its input, from a run on so many voxels.
 
-    All that its layers put out on an input of ``shape``, counted twice for what lies between layers (concatenation,
-    interpolation, workspaces). Layers free much of it on the way, so this errs on the safe side.
+    All that its layers put out, counted twice for what lies between layers (concatenation, interpolation, workspaces).
+    Layers free much of it on the way, so this errs on the safe side.
     """
     counted = 0
 
@@ -113,8 +113,8 @@ def bytes_per_voxel(module: nn.Module, run: Callable[[tuple[int, ...]], object],
 
     handles = [part.register_forward_hook(count) for part in module.modules() if not list(part.children())]
     try:
-        run(shape)
+        run()
     finally:
         for handle in handles:
             handle.remove()
-    return 2.0 * counted / math.prod(shape) + 64
+    return 2.0 * counted / voxels + 64
