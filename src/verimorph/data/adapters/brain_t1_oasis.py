@@ -1,0 +1,57 @@
+"""Development set: 11 skull-stripped T1 brains of 10 people (OASIS, MICCAI 2012 labels), five folds by person."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from verimorph.data.adapters.adapter import Adapter, splits_of
+from verimorph.data.adapters.brain_labels import swaps_by_name
+from verimorph.data.adapters.development import manifest, recommended
+from verimorph.data.cases import Case, Dataset, read_table, require_files
+from verimorph.data.source import Source
+
+#: First and second scan of one person.
+SAME_PERSON = {"1023": "1003"}
+
+
+def read(root: Path, *, labels: str = "all") -> Dataset:
+    """``ID_t1_brain.nii.gz`` and ``ID_labels.nii.gz``; names in ``labels.csv``.
+
+    ``labels``: ``all`` (values 23 to 62 and the cortical parcels from 100 on) or ``subcortical`` (23 to 62).
+    """
+    table = root / "labels.csv"
+    require_files([table], "brain_t1_oasis")
+    named = {int(row["Label Number"]): row["Label Name"] for row in read_table(table)[0]}
+    top = 62 if labels == "subcortical" else 10**9
+    # Below 23 the numbers are of other protocols; the named classes without tissue are lesions and the like.
+    chosen = {value: name for value, name in named.items() if 23 <= value <= top and name}
+    ids = [name.removesuffix("_t1_brain.nii.gz") for name in manifest(root, "brain_t1_oasis") if "_t1_brain" in name]
+    cases = tuple(
+        Case(
+            id,
+            (Source(root / f"{id}_t1_brain.nii.gz"),),
+            Source(root / f"{id}_labels.nii.gz"),
+            subject=SAME_PERSON.get(id, id),
+        )
+        for id in ids
+    )
+    splits, pairs = splits_of("brain_t1_oasis")
+    pairs = {**pairs, "recommended": recommended(root, "brain_t1_oasis", "_t1_brain.nii.gz")}
+    return Dataset("brain_t1_oasis", cases, chosen, splits, pairs, _swaps(chosen))
+
+
+def _swaps(names: dict[int, str]) -> tuple[tuple[int, int], ...]:
+    """Left and right, written out or as the first letter of a parcel's name."""
+    parcels = tuple((v + 1, v) for v in names if v >= 100 and v % 2 == 0 and v + 1 in names)
+    return swaps_by_name({v: re.sub(r"\s+", " ", n) for v, n in names.items() if v < 100}) + parcels
+
+
+ADAPTER = Adapter(
+    name="brain_t1_oasis",
+    summary="T1 brains between subjects, about 139 labels, five folds by person",
+    obtain="obtain images and labels of the MICCAI 2012 multi-atlas challenge, laid out as in the page on data",
+    licence="CC BY-NC (Neuromorphometrics labels, OASIS images)",
+    read=read,
+    preparation={"shape": (80, 96, 96), "spacing_mm": 2.0, "intensity": "percentile", "centre": "mass"},
+)
