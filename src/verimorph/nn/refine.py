@@ -5,6 +5,7 @@ Cascades, coarse-to-fine pyramids and recurrent refinement are settings of this 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -109,6 +110,7 @@ class Refinement(nn.Module):
                 self.schedule.append((level, part))
         self.parts, self.features = nn.ModuleList(parts), features
         self.how, self.detach, self.stages = how, detach, stages
+        self._conditioned = all("condition" in inspect.signature(part.forward).parameters for part in parts)
         if features is None:
             self.stride = math.lcm(*(level * int(getattr(parts[part], "stride", 1)) for level, part in self.schedule))
         else:
@@ -134,6 +136,8 @@ class Refinement(nn.Module):
                 f"fixed {tuple(fixed.shape)} and moving {tuple(moving.shape)} differ in shape; put them on one grid"
             )
         check_size(tuple(fixed.shape[2:]), self.stride)
+        if condition is not None and not self._conditioned:
+            raise OptionError("the parts of this model take no condition")
         shape = tuple(fixed.shape[2:])
         pyramids = None if self.features is None else self.features(fixed=fixed, moving=moving)
         given = {} if condition is None else {"condition": condition}

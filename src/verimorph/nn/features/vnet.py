@@ -167,4 +167,6 @@ class VNetSegmentation(nn.Module):
         self, *, image: Float[Tensor, "b c *space"], condition: Float[Tensor, "b k"] | None = None
     ) -> dict[str, Tensor]:
         """``logits`` (b, classes, \\*space)."""
+        if condition is not None:
+            raise OptionError("this network takes no condition")
         return {"logits": self.head(self.decoder(self.encoder(image))[-1])}

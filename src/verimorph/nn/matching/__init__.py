@@ -9,7 +9,7 @@ from verimorph.nn.matching.cross_attention import CrossAttentionBlock, WindowCro
 from verimorph.nn.matching.fusion import FUSIONS, Fusion, fuse
 from verimorph.nn.matching.neighbourhood import NeighbourhoodMatching, neighbourhood_motion
 from verimorph.nn.matching.warp import WarpThenFuse, warp_features
-from verimorph.nn.matching.weighting import CompetitiveWeighting
+from verimorph.nn.matching.weighting import CompetitiveWeighting, MotionStage
 
 __all__ = [
     "FUSIONS",
@@ -17,6 +17,7 @@ __all__ = [
     "Correlation",
     "CrossAttentionBlock",
     "Fusion",
+    "MotionStage",
     "NeighbourhoodMatching",
     "WarpThenFuse",
     "WindowCrossAttention",

@@ -60,12 +60,7 @@ class Fusion(nn.Module):
         """Channels that come out where so many go in."""
         return 2 * count if self.how == "concat" else count
 
-    def forward(self, *, fixed: Tensor, moving: Tensor) -> Tensor: ...
-
-    @overload
-    def forward(self, *, fixed: Sequence[Tensor], moving: Sequence[Tensor]) -> list[Tensor]: ...
-
-    def forward(self, *, fixed: Tensor | Sequence[Tensor], moving: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    def forward(self, *, fixed: Tensor | Sequence[Tensor], moving: Tensor | Sequence[Tensor]) -> Any:
         """Fuse two tensors, or two pyramids level by level."""
         if isinstance(fixed, Tensor) and isinstance(moving, Tensor):
             return fuse(self.how, fixed=fixed, moving=moving)

@@ -59,3 +59,26 @@ class CompetitiveWeighting(nn.Module):
         finer = resize_displacement(fields.to(exact).flatten(0, 1), shape).unflatten(0, fields.shape[:2])
         weights = self.weigh(finer.flatten(1, 2)).to(exact).softmax(dim=1)
         return (weights.unsqueeze(2) * finer).sum(1)
+
+
+class MotionStage(nn.Module):
+    """Matching whose fields become one: a part of the refinement loop.
+
+    Parameters
+    ----------
+    matching
+        Called with ``fixed`` and ``moving``; returns (b, heads, d, \\*space), as `NeighbourhoodMatching`.
+    weighting
+        Makes one field of them, as `CompetitiveWeighting`. None: their mean, which of one head is the field itself.
+    """
+
+    def __init__(self, matching: nn.Module, weighting: nn.Module | None = None) -> None:
+        super().__init__()
+        self.matching, self.weighting = matching, weighting
+
+    def forward(
+        self, *, fixed: Float[Tensor, "b c *space"], moving: Float[Tensor, "b c *space"]
+    ) -> Float[Tensor, "b d *fine"]:
+        """One field in voxels of its grid."""
+        fields = self.matching(fixed=fixed, moving=moving)
+        return fields.mean(1) if self.weighting is None else self.weighting(fields)
