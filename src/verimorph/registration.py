@@ -63,6 +63,8 @@ class Registration:
         Everything that decided the result, resolved.
     truth
         The known transform, in demonstrations with synthetic deformations.
+    model
+        Of a prediction: which trained model made it, with the hashes of its card and weights.
 
     Examples
     --------
@@ -88,6 +90,7 @@ class Registration:
     moving_landmarks: Points | None = None
     truth: Transform | None = None
     warnings: list[str] = field(default_factory=list)
+    model: dict[str, Any] | None = None
 
     @cached_property
     def moved(self) -> Image:
@@ -168,6 +171,7 @@ class Registration:
         }
         return {
             "verimorph": __version__,
+            **({} if self.model is None else {"model": self.model}),
             "inputs": {name: _fingerprint(image) for name, image in inputs.items() if image is not None},
             "settings": self.settings,
             "seed": self.settings["seed"],

@@ -1,0 +1,147 @@
+"""One pair through a trained model, with or without refinement, as a `Registration` like any other."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from verimorph import pipeline
+from verimorph.errors import VerimorphWarning
+from verimorph.io import as_image
+from verimorph.predict.refine import refine
+from verimorph.predict.registrar import Prediction, Registrar
+from verimorph.registration import Registration, _assemble, _Inputs
+from verimorph.solve.progress import Event
+from verimorph.transform import Affine
+
+if TYPE_CHECKING:
+    from verimorph.methods.card import Card
+
+
+def predict_pair(
+    registrar: Registrar,
+    *,
+    fixed: Any,
+    moving: Any,
+    fixed_labels: Any = None,
+    moving_labels: Any = None,
+    fixed_landmarks: Any = None,
+    moving_landmarks: Any = None,
+    refinement: pipeline.Recipe | None = None,
+    progress: Callable[[Event], None] | None = None,
+    watch: Callable[[Prediction], None] | None = None,
+) -> Registration:
+    """Align a pair by a trained model.
+
+    Parameters
+    ----------
+    registrar
+        The model, loaded once for many pairs (``Registrar.load(folder)``).
+    fixed, moving
+        As for :func:`verimorph.register`; a list gives several contrasts as channels, of which the first is the image
+        that is moved and shown.
+    fixed_labels, moving_labels, fixed_landmarks, moving_landmarks
+        For scoring, never for fitting.
+    refinement
+        Of :func:`~verimorph.predict.refine.refinement_recipe`: the solver goes on from the prediction. None: the
+        prediction as it is.
+    progress
+        Called after every iteration of the refinement.
+    watch
+        Called with the prediction, whose raw outputs the result does not keep.
+
+    Raises
+    ------
+    VerimorphError
+        For images that cannot be used, or do not suit the model.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", VerimorphWarning)
+        clock = pipeline.Clock()
+        with clock("read"):
+            fixed, moving = _images(fixed), _images(moving)
+            given = _Inputs.read(
+                fixed=fixed[0],
+                moving=moving[0],
+                fixed_mask=None,
+                moving_mask=None,
+                fixed_labels=fixed_labels,
+                moving_labels=moving_labels,
+                fixed_landmarks=fixed_landmarks,
+                moving_landmarks=moving_landmarks,
+            )
+        predicted = registrar(fixed=fixed, moving=moving)
+        if watch is not None:
+            watch(predicted)
+        settings = described(registrar, predicted)
+        timings = clock.seconds | predicted.extras["seconds"]
+        if refinement is None:
+            result = Registration(
+                **{name: getattr(given, name) for name in _Inputs.__dataclass_fields__},
+                transform=predicted.transform,
+                inverse=predicted.inverse,
+                initial=Affine(predicted.extras["start"]),
+                settings=settings,
+                timings=timings,
+                peak_memory_mb=pipeline.peak_memory_mb(),
+                inversion=predicted.inversion,
+            )
+        else:
+            begun = time.perf_counter()
+            found = refine(
+                fixed=given.fixed,
+                moving=given.moving,
+                transform=predicted.transform,
+                recipe=refinement,
+                watcher=progress,
+            )
+            found.timings.clear()
+            timings["refine"] = time.perf_counter() - begun
+            result = _assemble(given, refinement, found, timings)
+            result.settings = settings | {"refinement": result.settings, "seed": refinement.seed}
+        result.model = identity_of(registrar.card)
+    result.warnings = list(dict.fromkeys(str(w.message) for w in caught))
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return result
+
+
+def described(registrar: Registrar, predicted: Prediction) -> dict[str, Any]:
+    """What decided a prediction, JSON-able."""
+    grid = predicted.extras["grid"]
+    return {
+        "transform": "deformable",
+        "model_grid": {"shape": list(grid.shape), "spacing_mm": [round(float(s), 6) for s in grid.spacing]},
+        "start": registrar.start if isinstance(registrar.start, str) else "matrix",
+        "tiles": predicted.extras["tiles"],
+        "inverse": predicted.extras["inverse"],
+        "device": str(registrar.runner.device),
+        "threads": torch.get_num_threads(),
+        "seed": 0,
+    }
+
+
+def identity_of(card: Card | None) -> dict[str, Any] | None:
+    """Which model it was: method, what it was trained on, hashes of card and weights."""
+    if card is None:
+        return None
+    return {
+        "method": card.method,
+        "variant": card.variant,
+        "trained_on": card.training_data.name,
+        "card_sha256": hashlib.sha256(card.to_json().encode()).hexdigest(),
+        "weights_sha256": card.weights_sha256,
+        "licence": card.licence,
+        "verimorph": card.verimorph,
+    }
+
+
+def _images(thing: Any) -> list[Any]:
+    """One or several images; ``(array, affine)`` is one."""
+    several = isinstance(thing, Sequence) and not isinstance(thing, str | tuple)
+    return [as_image(one) for one in thing] if several else [as_image(thing)]

@@ -1,0 +1,91 @@
+"""Instance optimisation: what a model predicts, improved on the pair at hand by the solver that needs no training.
+
+Balakrishnan et al., VoxelMorph, IEEE TMI 2019, section on instance-specific optimisation; here it is the package's own
+greedy diffeomorphic solver, started from the predicted field, with the predicted linear part kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+
+from verimorph import pipeline
+from verimorph.errors import OptionError
+from verimorph.image import Image
+from verimorph.solve.progress import Event
+from verimorph.transform import Affine, Dense, Transform, parts_of
+
+STEP_VOXELS = 0.5
+"""Longest step of a refinement: a prediction is nearer to its optimum than the start of a registration is."""
+
+
+def refinement_recipe(iterations: int, **settings: Any) -> pipeline.Recipe:
+    """What a refinement of so many iterations does: the deformable stage at the finest level, nothing else.
+
+    Parameters
+    ----------
+    settings
+        As for ``pipeline.make_recipe``: ``similarity``, ``regularity``, ``quality``, ``levels``, ``device``, ``seed``.
+
+    Raises
+    ------
+    OptionError
+        For a number of iterations below 1, or a setting that is not known.
+    """
+    if iterations < 1:
+        raise OptionError(f"--refine is {iterations}; give the number of iterations, 1 or more")
+    levels = tuple(settings.pop("levels", None) or (1,))
+    counts = tuple(max(1, iterations // 2) if level > 1 else iterations for level in levels)
+    recipe = pipeline.make_recipe(stages=("deformable",), levels=levels, iterations=counts, **settings)
+    return replace(recipe, deformable=replace(recipe.deformable, step_voxels=STEP_VOXELS))
+
+
+def refine(
+    *,
+    fixed: Image,
+    moving: Image,
+    transform: Transform,
+    recipe: pipeline.Recipe,
+    watcher: Callable[[Event], None] | None = None,
+) -> pipeline.Outcome:
+    """Go on from a prediction with the solver.
+
+    Parameters
+    ----------
+    transform
+        A field on the grid of the fixed image that acts first, then a linear map: what a `Prediction` holds.
+    recipe
+        Of :func:`refinement_recipe`.
+    watcher
+        Called after every iteration.
+    """
+    field, matrix = split(transform)
+    first, second = pipeline.prepare_pair(fixed=fixed, moving=moving, fixed_mask=None, moving_mask=None, recipe=recipe)
+    start = None if field is None else field.to(recipe.device)
+    return pipeline.run(
+        fixed=first,
+        moving=second,
+        recipe=recipe,
+        start=matrix,
+        start_name="prediction",
+        start_field=start,
+        watcher=watcher,
+    )
+
+
+def split(transform: Transform) -> tuple[Float[torch.Tensor, "1 d *space"] | None, Float[ndarray, "h h"]]:
+    """The field that acts first and the matrix that acts after it."""
+    field = None
+    matrix = np.eye(transform.ndim + 1)
+    for part in parts_of(transform):
+        if isinstance(part, Affine):
+            matrix = part.matrix @ matrix
+        elif isinstance(part, Dense):
+            field = part.displacement
+    return field, matrix
