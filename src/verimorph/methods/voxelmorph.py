@@ -1,10 +1,11 @@
 """VoxelMorph (Balakrishnan et al. 2019): a U-Net on both images predicts the displacement, trained without truth.
 
-The idea: what a registration would minimise for one pair is minimised over all pairs of a collection by the weights of a
-network, and a new pair costs one forward pass. The layout is that of the released code; `vm1` and `vm2` are the earlier
-ones by which most papers compare (strided convolutions, the images themselves as the last skip). Deviations: the weights
-0.01 (mse) and 1 (lncc) of the smoothness term are the released code's and hold for a field in voxels, averaged over axes
-as here; convolutions that follow an upsampling are computed without making the upsampled features (same values).
+The idea: what a registration would minimise for one pair is minimised over all pairs of a collection by the weights of
+a network, and a new pair costs one forward pass. The layout is that of the released code; `vm1` and `vm2` are the
+earlier ones by which most papers compare (strided convolutions, the images themselves as the last skip). Deviations:
+the weights 0.01 (mse) and 1 (lncc) of the smoothness term are the released code's and hold for a field in voxels,
+averaged over axes as here; convolutions that follow an upsampling are computed without making the upsampled features
+(same values).
 """
 
 from __future__ import annotations

@@ -81,10 +81,10 @@ def activation(name: Activation, *, slope: float = 0.2, channels: int = 1) -> nn
 
 
 def transposed_kernel(weight: Float[Tensor, "o i *three"]) -> Float[Tensor, "i o *four"]:
-    """Kernel of the transposed convolution (size 4, stride 2, padding 1) that is nearest upsampling and a 3^d convolution.
+    """Kernel of the transposed convolution (size 4, stride 2, padding 1) that upsamples (nearest) and convolves 3^d.
 
-    An output voxel 2i + p (p = 0, 1 along an axis) reads the coarse voxels i - 1, i or i, i + 1 only; the taps that fall
-    on the same coarse voxel are added once instead of multiplied twice. Along an axis, with taps (a, b, c)::
+    An output voxel 2i + p (p = 0, 1 along an axis) reads the coarse voxels i - 1, i or i, i + 1 only; the taps that
+    fall on the same coarse voxel are added once instead of multiplied twice. Along an axis, with taps (a, b, c)::
 
         kernel = (c, b + c, a + b, a)
 
@@ -103,7 +103,7 @@ def convolve_upsampled(
     weight: Float[Tensor, "o j *three"],
     bias: Float[Tensor, " o"] | None = None,
 ) -> Float[Tensor, "b o *space"]:
-    """Convolution 3^d of [nearest upsampling x2 of ``coarse``, ``skip``] without making either: see `transposed_kernel`.
+    """Convolution 3^d of [nearest upsampling of ``coarse``, ``skip``] without making either: see `transposed_kernel`.
 
     The same value as ``conv(cat([upsample(coarse), skip]))`` up to rounding.
     """
