@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-
 QUIET = 0.1
 """Seconds of a run count only if other programs used at most this share of the machine meanwhile."""
 

@@ -104,9 +104,9 @@ def page(
         "",
         (
             "Seconds are whole commands, files in to files out (median over cases); start, files and registration are"
-            " parts of them, blank where an engine does not tell. CPU is user + system. Runs during which other programs"
-            f" used more than {QUIET:.0%} of the machine give no seconds. Accuracy is the mean over the cases an engine"
-            " finished. Quote ratios measured in one run, not seconds."
+            " parts of them, blank where an engine does not tell. CPU is user + system. Runs during which other"
+            f" programs used more than {QUIET:.0%} of the machine give no seconds. Accuracy is the mean over the cases"
+            " an engine finished. Quote ratios measured in one run, not seconds."
         ),
         "",
     ]
