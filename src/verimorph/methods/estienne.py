@@ -3,7 +3,7 @@
 The idea: one encoder sees each image alone; the difference of the two pyramids, moving minus fixed, goes through a
 decoder to spatial gradients in (0, 1), 1/2 for no stretch, and their cumulative sum along each axis is the map.
 Exchange of the images turns the difference round, so training both directions costs no weights. The large gain comes
-from first training on over a thousand scans with labels that a network drew (`estienne-segmentation`), then on the task.
+from training on over a thousand scans first, with labels that a network drew (`estienne-segmentation`).
 
 What is anchored: the map hangs on the first voxel of each axis and cannot shift the whole image, so pairs have to be
 aligned by their centres before. Nothing forbids folds across axes, and nothing makes the two directions each other's

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -19,13 +18,11 @@ from verimorph.field import compose, resize_displacement
 from verimorph.nn.blocks import check_size
 from verimorph.nn.matching.warp import warp_features
 
-Update = Literal["compose", "add"]
-
 _POOL = {4: nn.functional.avg_pool2d, 5: nn.functional.avg_pool3d}
 
 
 def update(
-    field: Float[Tensor, "b d *coarse"] | None, step: Float[Tensor, "b d *space"], how: Update = "compose"
+    field: Float[Tensor, "b d *coarse"] | None, step: Float[Tensor, "b d *space"], how: str = "compose"
 ) -> Float[Tensor, "b d *space"]:
     """The field after one more stage, on the grid of the step.
 
@@ -85,7 +82,7 @@ class Refinement(nn.Module):
         levels: Sequence[int] = (1,),
         iterations: int | Sequence[int] = 1,
         features: nn.Module | None = None,
-        how: Update = "compose",
+        how: str = "compose",
         detach: bool = False,
         stages: bool = True,
     ) -> None:
@@ -124,7 +121,7 @@ class Refinement(nn.Module):
         self,
         *,
         fixed: Float[Tensor, "b c *space"],
-        moving: Float[Tensor, "b c *space"],
+        moving: Float[Tensor, "b c *moving_space"],
         condition: Float[Tensor, "b k"] | None = None,
     ) -> dict[str, Tensor]:
         """``field`` on the input grid, and ``stageK/field`` there too, K from 1.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -52,7 +51,7 @@ class ConvPyramid(nn.Module):
         norm: Normalisation = "instance",
         activation: Activation = "leaky_relu",
         slope: float = 0.1,
-        down: Literal["average", "stride"] = "average",
+        down: str = "average",
     ) -> None:
         super().__init__()
         counts = (convolutions,) * len(widths) if isinstance(convolutions, int) else tuple(convolutions)

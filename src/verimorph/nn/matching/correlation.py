@@ -48,7 +48,7 @@ def _correlate(fixed: Tensor, moving: Tensor, radius: tuple[int, ...]) -> Tensor
 def local_correlation(
     *,
     fixed: Float[Tensor, "b c *space"],
-    moving: Float[Tensor, "b c *space"],
+    moving: Float[Tensor, "b i *moving_space"],
     radius: int | tuple[int, ...] = 1,
 ) -> Float[Tensor, "b k *space"]:
     """Mean product of fixed features with moving ones at every offset o of a window.

@@ -81,7 +81,7 @@ class _NeighbourhoodMotion(torch.autograd.Function):
 def neighbourhood_motion(
     *,
     fixed: Float[Tensor, "b c *space"],
-    moving: Float[Tensor, "b c *space"],
+    moving: Float[Tensor, "b i *moving_space"],
     bias: Float[Tensor, "h k"] | None = None,
     heads: int = 1,
     radius: int | tuple[int, ...] = 1,
