@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.train.phantom import TinySegmenter
 from torch import Tensor, nn
 
 from verimorph.errors import InputError
@@ -120,8 +121,6 @@ def test_outputs_in_half_precision_are_warped_in_full(phantoms):
 
 
 def test_a_segmenter_gives_probabilities_against_the_truth(phantoms):
-    from tests.train.conftest import TinySegmenter
-
     pair = phantoms.pair(7)
     batch = {"image": pair["fixed"], "labels": pair["fixed_labels"], "known": pair["fixed_known"], "names": ["a", "b"]}
     model, objective = TinySegmenter(), build_objective("cross_entropy")

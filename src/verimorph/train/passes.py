@@ -53,6 +53,12 @@ def classes_of(batch: Batch, side: str = "fixed_") -> int:
     return known.shape[1] if known is not None else int(batch[f"{side}labels"].max()) + 1
 
 
+def shared_known(batch: Batch) -> Bool[Tensor, "b k"] | None:
+    """Classes that were drawn in both images of a pair; None where the batch does not say."""
+    first, second = batch.get("fixed_known"), batch.get("moving_known")
+    return None if first is None or second is None else first & second
+
+
 def wanted(objective: Objective) -> set[str]:
     """Names of all tensors that the terms of an objective read, needed or optional."""
     return set(objective.needs) | {name for term in objective.terms for name in _optional(term)}
@@ -162,8 +168,7 @@ class _Way:
             labels = self.batch.get(f"{base.removeprefix('labels/')}_labels")
             return None if labels is None else one_hot(labels, self.classes)
         if base == "labels/known":
-            first, second = self.batch.get("fixed_known"), self.batch.get("moving_known")
-            return None if first is None or second is None else first & second
+            return shared_known(self.batch)
         if base.startswith("points/"):
             return self.batch.get(f"{base.removeprefix('points/')}_points")
         value = self.batch.get(base)
@@ -328,6 +333,7 @@ __all__ = [
     "one_hot",
     "registration_tensors",
     "segmentation_tensors",
+    "shared_known",
     "wanted",
     "warp_labels",
 ]

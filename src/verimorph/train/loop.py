@@ -1,0 +1,642 @@
+"""The training loop. It takes a module, phases and iterables of batches; it knows no recipe and no data set.
+
+Lightning Fabric brings the devices, the precision and the processes; what is written here is what makes a run go on
+after it was killed as if nothing had happened: everything a step depends on (weights, their average, optimisers, random
+generators, position in the data) is in a checkpoint, and step lengths follow from the step alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from verimorph.errors import InputError, MissingExtraError, OptionError, ResourceError, VerimorphError, nearest
+from verimorph.methods.checkpoint import describe_mismatch, load_weights
+from verimorph.objective import Objective
+from verimorph.train.log import Board, Table
+from verimorph.train.passes import Batch, check_batch, objective_tensors
+from verimorph.train.phases import Phase, assign, rest_frozen
+from verimorph.train.state import checkpoints, random_state, read_checkpoint, set_random_state, write_checkpoint
+from verimorph.train.validate import Validation
+
+try:
+    from lightning_fabric import Fabric, seed_everything
+    from lightning_fabric.strategies import DDPStrategy
+except ImportError as missing:
+    raise MissingExtraError("lightning-fabric", "train", "training") from missing
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+class TrainingError(VerimorphError):
+    """Training that cannot go on: a loss that is no number."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run goes, whatever it trains.
+
+    Attributes
+    ----------
+    seed
+        Of every random number but those of the data.
+    accumulate
+        Batches whose gradients make one step.
+    clip
+        Largest norm of the gradient; None for no limit.
+    ema
+        Share of the old average in each step's average of the weights, e.g. 0.999: the average is what is validated and
+        saved. None: the weights themselves.
+    log_every, validate_every, checkpoint_every
+        Steps; ``validate_every`` None: only at the end.
+    keep
+        Checkpoints on the disk.
+    monitor, highest
+        The measure of the validation that says which model is best, and whether its highest value is.
+    patience
+        Validations without a better value after which training stops; None: never.
+    channels_last
+        Keep weights and images with the channels innermost, which convolutions on some machines like better.
+    tensorboard
+        Write its event files.
+    """
+
+    seed: int = 0
+    accumulate: int = 1
+    clip: float | None = None
+    ema: float | None = None
+    log_every: int = 10
+    validate_every: int | None = None
+    checkpoint_every: int = 500
+    keep: int = 2
+    monitor: str = "dice"
+    highest: bool = True
+    patience: int | None = None
+    channels_last: bool = False
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("accumulate", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise OptionError(f"ema is {self.ema}; give a share between 0 and 1, such as 0.999")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: what its progress bar shows."""
+
+    phase: str
+    step: int
+    steps: int
+    loss: float
+    steps_per_second: float
+    best: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run.
+
+    Attributes
+    ----------
+    steps
+        Done in all, those before a resume included.
+    metrics, best_step
+        Of the best validation; empty and None without one.
+    seconds, steps_per_second
+        Of this process, validation and checkpoints left out of the latter.
+    stopped_early
+        Whether patience ended it.
+    """
+
+    steps: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_step: int | None = None
+    seconds: float = 0.0
+    steps_per_second: float = 0.0
+    stopped_early: bool = False
+
+
+def make_fabric(
+    *, accelerator: str = "auto", devices: int | str = 1, nodes: int = 1, precision: str = "32-true"
+) -> Fabric:
+    """Lightning Fabric for one device, several, or several machines; launched.
+
+    Raises
+    ------
+    OptionError
+        For a precision that is unknown, or a device that is not there.
+    """
+    if precision not in PRECISIONS:
+        raise OptionError(f"unknown precision '{precision}'{nearest(precision, PRECISIONS)}")
+    many = nodes > 1 or (isinstance(devices, int) and devices > 1) or devices in ("auto", "-1")
+    strategy: Any = "auto"
+    if many:
+        # Phases freeze parts, and a model may have heads that an objective does not read.
+        strategy = DDPStrategy(find_unused_parameters=True)
+    try:
+        settings: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "num_nodes": nodes}
+        fabric = Fabric(**settings | {"precision": precision, "strategy": strategy})
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"cannot train on {devices} x {accelerator}: {reason}") from error
+    fabric.launch()
+    return fabric
+
+
+def train(
+    model: nn.Module,
+    *,
+    phases: Sequence[Phase],
+    train_batches: Callable[[int], Iterable[Batch]],
+    folder: Path,
+    options: Options = Options(),
+    validate: Callable[[nn.Module], Validation] | None = None,
+    on_best: Callable[[nn.Module, dict[str, float], int], None] | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+    fabric: Fabric | None = None,
+    resume: bool = False,
+) -> Result:
+    """Train a model through phases.
+
+    Parameters
+    ----------
+    model
+        Registration or image model; it is trained in place, and at the end holds the last weights (not the average).
+    phases
+        One after the other.
+    train_batches
+        ``train_batches(n)`` yields batch n, n + 1, ... of this process without end; the same batch for the same number.
+    folder
+        Takes ``log.csv``, ``validation.csv``, ``checkpoints/`` and ``tensorboard/``.
+    validate
+        Measures the model; called with gradients off, the random generators are put back afterwards.
+    on_best
+        Saves the model: called with it (or its average), its metrics and the step, whenever the validation is the best
+        so far; without ``validate`` once at the end.
+    on_step
+        Told of every step.
+    resume
+        Go on from the newest checkpoint of ``folder``; start where there is none.
+
+    Raises
+    ------
+    TrainingError
+        When the loss is no number: says which term, which pair and which step.
+    InputError
+        When a term needs labels that a pair has not, or the checkpoint is of another run.
+    ResourceError
+        When the disk is full, memory is short, or a worker of the data was killed.
+    """
+    fabric = fabric if fabric is not None else make_fabric(accelerator="cpu")
+    return _Run(model, phases, train_batches, Path(folder), options, validate, on_best, on_step, fabric).go(resume)
+
+
+class _Run:
+    """State of one run; `train` is its only user."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        phases: Sequence[Phase],
+        train_batches: Callable[[int], Iterable[Batch]],
+        folder: Path,
+        options: Options,
+        validate: Callable[[nn.Module], Validation] | None,
+        on_best: Callable[[nn.Module, dict[str, float], int], None] | None,
+        on_step: Callable[[Progress], None] | None,
+        fabric: Fabric,
+    ) -> None:
+        if not phases:
+            raise OptionError("a training needs at least one phase")
+        self.model, self.phases, self.train_batches = model, tuple(phases), train_batches
+        self.folder, self.options, self.fabric = folder, options, fabric
+        self.validate, self.on_best, self.on_step = validate, on_best, on_step
+        self.steps = sum(phase.steps for phase in phases)
+        self.step = self.drawn = self.unimproved = 0
+        self.best: float | None = None
+        self.best_metrics: dict[str, float] = {}
+        self.best_step: int | None = None
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.average: torch.optim.swa_utils.AveragedModel | None = None
+        self.optimisers: list[torch.optim.Optimizer] = []
+        self.busy = 0.0
+        self.first = 0
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    def go(self, resume: bool) -> Result:
+        started = time.monotonic()
+        self._seed()
+        if self.options.channels_last:
+            channels_innermost(self.model)
+        saved = read_checkpoint(self.folder / "checkpoints") if resume else None
+        if saved is not None:
+            self._check_outline(saved)
+            self.step = saved["step"]
+        self.first = self.step
+        self._open_logs(resumed=saved is not None)
+        stopped = False
+        try:
+            begin = 0
+            for phase in self.phases:
+                if self.step < begin + phase.steps or phase is self.phases[-1]:
+                    stopped = self._phase(phase, begin, saved)
+                    saved = None
+                if stopped:
+                    break
+                begin += phase.steps
+        finally:
+            self.board.close()
+        done = max(self.step - self.first, 0)
+        return Result(
+            steps=self.step,
+            metrics=self.best_metrics,
+            best_step=self.best_step,
+            seconds=time.monotonic() - started,
+            steps_per_second=done / self.busy if self.busy > 0 else 0.0,
+            stopped_early=stopped,
+        )
+
+    def _phase(self, phase: Phase, begin: int, saved: Mapping[str, Any] | None) -> bool:
+        """Run a phase from where it is; True where patience ended it."""
+        device = self.fabric.device
+        objectives = {id(o): o for o in (phase.objective, *(part.objective for part in phase.parts)) if o is not None}
+        for objective in objectives.values():
+            objective.to(device)
+        fresh = self.step == begin  # a checkpoint then comes from the end of the phase before
+        if saved is not None:
+            self._restore(saved)
+        if phase.start_from is not None and fresh:
+            start_weights(self.model, phase.start_from, strict=phase.strict)
+            self.average = None
+        self.model.to(device)
+        named = [*self.model.named_parameters(), *_objective_parameters(objectives.values())]
+        weights = assign(named, phase)
+        self.optimisers = [part.optimiser.build(own) for part, own in zip(phase.parts, weights, strict=True)]
+        if self.options.ema is not None and self.average is None:
+            multi = torch.optim.swa_utils.get_ema_multi_avg_fn(self.options.ema)
+            self.average = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=multi)
+            if saved is not None and saved["average"] is not None and not (phase.start_from is not None and fresh):
+                self.average.load_state_dict(saved["average"])
+        self.objectives = list(objectives.values())
+        if saved is not None and not fresh:
+            for objective, state in zip(self.objectives, saved["objectives"], strict=True):
+                objective.load_state_dict(state)
+            for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
+                optimiser.load_state_dict(state)
+        wrapped = self.fabric.setup_module(self.model)
+        prepared = self.fabric.setup_optimizers(*self.optimisers)
+        self.stepping = list(prepared) if isinstance(prepared, tuple) else [prepared]
+        self._training_mode()
+        if saved is not None and self.fabric.global_rank < len(saved["random"]):
+            set_random_state(saved["random"][self.fabric.global_rank])
+        batches = iter(self.train_batches(self.drawn))
+        checkpointed = self.step
+        while self.step < begin + phase.steps:
+            clock = time.monotonic()
+            inside = self.step - begin
+            loss = self._step(phase, inside, wrapped, batches)
+            self.step += 1
+            self.busy += time.monotonic() - clock
+            self._tell(phase, inside, loss)
+            last = self.step == self.steps
+            every = self.options.validate_every
+            if last or (every is not None and self.step % every == 0):
+                enough = self._validated(last)
+            else:
+                enough = False
+            if last or enough or self.step % self.options.checkpoint_every == 0:
+                self._checkpoint()
+                checkpointed = self.step
+            if enough:
+                return True
+        if checkpointed != self.step and self.step == begin + phase.steps:
+            self._checkpoint()  # the next phase may fail at its start
+        return False
+
+    def _step(self, phase: Phase, inside: int, wrapped: nn.Module, batches: Iterator[Batch]) -> float:
+        """One step of every part whose turn it is; the total of the last objective."""
+        turn = phase.turn(inside)
+        groups: dict[int, tuple[Objective, list[int]]] = {}
+        for number in turn:
+            objective = phase.parts[number].objective or phase.objective
+            groups.setdefault(id(objective), (objective, []))[1].append(number)
+        loss = math.nan
+        for objective, numbers in groups.values():
+            for optimiser in self.stepping:
+                optimiser.zero_grad(set_to_none=True)
+            loss = 0.0
+            for micro in range(self.options.accumulate):
+                batch = self._next(batches, objective)
+                waiting = micro < self.options.accumulate - 1
+                with self.fabric.no_backward_sync(wrapped, enabled=waiting):  # type: ignore[arg-type]
+                    loss += self._lower(wrapped, batch, objective, phase, inside) / self.options.accumulate
+            for number in numbers:
+                optimiser = self.stepping[number]
+                for group in optimiser.param_groups:
+                    group["lr"] = phase.parts[number].optimiser.at(inside, phase.steps)
+                if self.options.clip is not None:
+                    self.fabric.clip_gradients(wrapped, optimiser, max_norm=self.options.clip, error_if_nonfinite=False)
+                optimiser.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return loss
+
+    def _lower(self, wrapped: nn.Module, batch: Batch, objective: Objective, phase: Phase, inside: int) -> float:
+        """Forward and backward pass of one batch; refuses a loss that is no number before it reaches the weights."""
+        try:
+            tensors = objective_tensors(wrapped, batch, objective, symmetric=phase.symmetric)
+            evaluation = objective(tensors, progress=inside / phase.steps, condition=batch.get("condition"))
+            total = float(evaluation.total.detach())
+            finite = math.isfinite(total)
+            if self.fabric.world_size > 1:
+                flag = torch.tensor(float(not finite), device=self.fabric.device)
+                if float(self.fabric.all_reduce(flag, reduce_op="sum")) > 0 and finite:
+                    raise TrainingError(
+                        f"training stopped at step {self.step}: another process met a loss of no number"
+                    )
+            if not finite:
+                raise TrainingError(self._no_number(objective, tensors, evaluation.values, batch))
+            self.fabric.backward(evaluation.total / self.options.accumulate)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            size = tuple(batch["image" if "image" in batch else "fixed"].shape)
+            raise ResourceError(
+                f"not enough memory on {self.fabric.device} for a batch of {size}; use a smaller batch with more "
+                "batches a step (accumulate), or --precision bf16-mixed"
+            ) from error
+        for name, value in {"total": evaluation.total.detach(), **evaluation.values}.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+        self.count += 1
+        return total
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def _next(self, batches: Iterator[Batch], objective: Objective) -> Batch:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            raise InputError(f"the training data ended after {self.drawn} batches; it must go on") from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ResourceError(
+                f"a data worker ended unexpectedly at step {self.step}, most likely for want of memory; "
+                f"use fewer workers{self._go_on()}"
+            ) from error
+        self.drawn += 1
+        check_batch(batch, objective)
+        return self._on_device(batch)
+
+    def _on_device(self, batch: Batch) -> dict[str, Any]:
+        moved = {}
+        for name, value in batch.items():
+            if isinstance(value, Tensor):
+                value = value.to(self.fabric.device, non_blocking=True)
+                if self.options.channels_last and value.is_floating_point() and name in ("fixed", "moving", "image"):
+                    value = _innermost(value)
+            moved[name] = value
+        return moved
+
+    # -- looking at it ------------------------------------------------------------------------------------------------
+
+    def _tell(self, phase: Phase, inside: int, loss: float) -> None:
+        speed = (self.step - self.first) / self.busy if self.busy > 0 else 0.0
+        if self.on_step is not None:
+            self.on_step(Progress(phase.name, self.step, self.steps, loss, speed, self.best))
+        if self.step % self.options.log_every and self.step != self.steps:
+            return
+        means = {name: float(total) / max(self.count, 1) for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        if not self.fabric.is_global_zero:
+            return
+        lr = phase.parts[phase.turn(inside)[0]].optimiser.at(inside, phase.steps)
+        self.log.add({"step": self.step, "phase": phase.name, "lr": lr, **means})
+        self.board.scalars("train", {**means, "lr": lr, "steps_per_second": speed}, self.step)
+
+    def _validated(self, last: bool) -> bool:
+        """Measure the model, keep the best; True when patience is at its end."""
+        model: nn.Module = self.average.module if self.average is not None else self.model
+        if self.validate is None:
+            if last and self.on_best is not None and self.fabric.is_global_zero:
+                self.on_best(model, {}, self.step)
+            return False
+        before = random_state()
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), self.fabric.autocast():
+            found = self.validate(model)
+        model.train(was_training)
+        self._training_mode()
+        set_random_state(before)
+        metrics = self.fabric.broadcast(found.metrics) if self.fabric.world_size > 1 else found.metrics
+        monitor = self.options.monitor
+        if monitor not in metrics:
+            raise OptionError(f"the validation has no measure '{monitor}'{nearest(monitor, metrics)}")
+        if self.fabric.is_global_zero:
+            self.validation.add({"step": self.step, **metrics})
+            self.board.scalars("validation", metrics, self.step)
+            self.board.pictures(found.pictures, self.step)
+        value = metrics[monitor]
+        better = math.isfinite(value) and (
+            self.best is None or (value > self.best if self.options.highest else value < self.best)
+        )
+        if better or self.best_step is None:
+            self.best = value if math.isfinite(value) else None
+            self.best_metrics, self.best_step, self.unimproved = dict(metrics), self.step, 0
+            if self.on_best is not None and self.fabric.is_global_zero:
+                self._all_finite(model)
+                self.on_best(model, dict(metrics), self.step)
+        else:
+            self.unimproved += 1
+        return self.options.patience is not None and self.unimproved >= self.options.patience
+
+    def _no_number(
+        self, objective: Objective, tensors: Mapping[str, Tensor], values: Mapping[str, Tensor], batch: Batch
+    ) -> str:
+        """Which term is no number, and for which pair."""
+        bad = [name for name, value in values.items() if not bool(torch.isfinite(value))]
+        names = list(batch.get("names") or [])
+        found: list[str] = []
+        for name, term in zip(objective.names, objective.terms, strict=True):
+            if name in bad and names:
+                with torch.no_grad():
+                    each = term(tensors, reduction="none").reshape(-1)
+                found += [names[int(item) % len(names)] for item in (~torch.isfinite(each)).nonzero().reshape(-1)]
+        pairs = list(dict.fromkeys(found)) or names
+        terms = " and ".join(f"'{name}'" for name in bad) or "a weight of a term"
+        about = f" for {', '.join(pairs[:4])}" + (" and others" if len(pairs) > 4 else "") if pairs else ""
+        return (
+            f"training stopped at step {self.step}: {terms} is no finite number{about}; look at these images, or take "
+            f"a smaller lr or clip the gradients{self._go_on()}"
+        )
+
+    def _go_on(self) -> str:
+        found = checkpoints(self.folder / "checkpoints")
+        return f"; the last good checkpoint is {found[-1]}, --resume goes on from it" if found else ""
+
+    # -- what is kept -------------------------------------------------------------------------------------------------
+
+    def _seed(self) -> None:
+        seed_everything(self.options.seed + self.fabric.global_rank, verbose=False)
+
+    def _training_mode(self) -> None:
+        self.model.train()
+        rest_frozen(self.model)
+        for objective in self.objectives:
+            objective.train()
+
+    def _open_logs(self, *, resumed: bool) -> None:
+        titles = [name for phase in self.phases for name in phase.objective.names]
+        titles += [
+            name for phase in self.phases for part in phase.parts if part.objective for name in part.objective.names
+        ]
+        after = self.step if resumed else None
+        self.board = Board(
+            self.folder / "tensorboard",
+            purge=after,
+            enabled=self.options.tensorboard and self.fabric.is_global_zero,
+        )
+        if self.fabric.is_global_zero:
+            columns = ["step", "phase", "lr", "total", *dict.fromkeys(titles)]
+            self.log = Table(self.folder / "log.csv", columns, after=after)
+            self.validation = Table(self.folder / "validation.csv", ["step"], after=after)
+
+    def _outline(self) -> list[Any]:
+        shapes = sum(weight.numel() for weight in self.model.parameters())
+        return [shapes, [[phase.name, len(phase.parts), list(phase.objective.names)] for phase in self.phases]]
+
+    def _check_outline(self, saved: Mapping[str, Any]) -> None:
+        if saved["outline"] != self._outline() or saved["step"] > self.steps:
+            raise InputError(
+                f"{self.folder}: its checkpoint is of another recipe (other weights, phases or terms, or fewer steps); "
+                "resume with the recipe it began with, or choose another folder"
+            )
+
+    def _checkpoint(self) -> None:
+        randoms = [random_state()]
+        if self.fabric.world_size > 1:
+            randoms = [None] * self.fabric.world_size  # type: ignore[list-item]
+            torch.distributed.all_gather_object(randoms, random_state())
+        if self.fabric.is_global_zero:
+            self._all_finite(self.model)
+            state = {
+                "outline": self._outline(),
+                "step": self.step,
+                "drawn": self.drawn,
+                "model": self.model.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "objectives": [objective.state_dict() for objective in self.objectives],
+                "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+                "precision": self.fabric.strategy.precision.state_dict(),
+                "random": randoms,
+                "sums": dict(self.sums),
+                "count": self.count,
+                "best": self.best,
+                "best_metrics": self.best_metrics,
+                "best_step": self.best_step,
+                "unimproved": self.unimproved,
+            }
+            write_checkpoint(self.folder / "checkpoints", self.step, state, keep=self.options.keep)
+        self.fabric.barrier()
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        """What belongs to the run; what belongs to a phase is put back where the phase goes on."""
+        self.model.load_state_dict(saved["model"])
+        self.fabric.strategy.precision.load_state_dict(saved["precision"])
+        for name in ("drawn", "count", "best", "best_metrics", "best_step", "unimproved"):
+            setattr(self, name, saved[name])
+        self.sums = {name: value.to(self.fabric.device) for name, value in saved["sums"].items()}
+
+    def _all_finite(self, model: nn.Module) -> None:
+        """Refuse to save weights that are no numbers: a gradient may overflow though the loss did not."""
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise TrainingError(
+                    f"training stopped at step {self.step}: weight '{name}' is no finite number; take a smaller lr or "
+                    f"clip the gradients{self._go_on()}"
+                )
+
+
+def _objective_parameters(objectives: Iterable[Objective]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Weights that terms own (critics, learned metrics), each once, under ``objective.``."""
+    seen: set[int] = set()
+    for objective in objectives:
+        for name, weight in objective.named_parameters():
+            if id(weight) not in seen:
+                seen.add(id(weight))
+                yield f"objective.{name}", weight
+
+
+def start_weights(model: nn.Module, path: str, *, strict: bool = True) -> int:
+    """Fill a model with the weights of a trained one; the number of tensors that were taken.
+
+    Parameters
+    ----------
+    path
+        Folder of the trained model, or of the run that trained it.
+    strict
+        All names and shapes have to fit; else what fits is taken.
+
+    Raises
+    ------
+    InputError
+        If they do not, or nothing does.
+    """
+    folder = Path(path)
+    inner = folder / "model"
+    tensors, _ = load_weights(inner if (inner / "card.json").is_file() else folder)
+    if strict:
+        problem = describe_mismatch(model, tensors)
+        if problem is not None:
+            raise InputError(f"{path}: does not fit the network: it {problem}; strict: false takes what fits")
+    own = model.state_dict()
+    fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise InputError(f"{path}: none of its weights fits the network; give a model of the same method")
+    model.load_state_dict(fitting, strict=False)
+    return len(fitting)
+
+
+def _innermost(tensor: Tensor) -> Tensor:
+    kinds = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return tensor.contiguous(memory_format=kinds[tensor.ndim]) if tensor.ndim in kinds else tensor
+
+
+def channels_innermost(model: nn.Module) -> None:
+    """Lay out the weights of convolutions with the channels innermost, in place."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            module.weight.data = _innermost(module.weight.data)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+__all__ = [
+    "PRECISIONS",
+    "Options",
+    "Progress",
+    "Result",
+    "TrainingError",
+    "channels_innermost",
+    "make_fabric",
+    "start_weights",
+    "train",
+]
