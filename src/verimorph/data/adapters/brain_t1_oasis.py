@@ -10,6 +10,7 @@ from verimorph.data.adapters.brain_labels import swaps_by_name
 from verimorph.data.adapters.development import manifest, recommended
 from verimorph.data.cases import Case, Dataset, read_table, require_files
 from verimorph.data.source import Source
+from verimorph.errors import OptionError, nearest
 
 #: First and second scan of one person.
 SAME_PERSON = {"1023": "1003"}
@@ -18,14 +19,18 @@ SAME_PERSON = {"1023": "1003"}
 def read(root: Path, *, labels: str = "all") -> Dataset:
     """``ID_t1_brain.nii.gz`` and ``ID_labels.nii.gz``; names in ``labels.csv``.
 
-    ``labels``: ``all`` (values 23 to 62 and the cortical parcels from 100 on) or ``subcortical`` (23 to 62).
+    ``labels``: ``all`` (every structure of the table that has a class of tissue) or ``subcortical`` (23 to 62).
     """
+    if labels not in ("all", "subcortical"):
+        raise OptionError(
+            f"data set brain_t1_oasis: labels cannot be '{labels}'{nearest(labels, ['all', 'subcortical'])}"
+        )
     table = root / "labels.csv"
     require_files([table], "brain_t1_oasis")
-    named = {int(row["Label Number"]): row["Label Name"] for row in read_table(table)[0]}
-    top = 62 if labels == "subcortical" else 10**9
-    # Below 23 the numbers are of other protocols; the named classes without tissue are lesions and the like.
-    chosen = {value: name for value, name in named.items() if 23 <= value <= top and name}
+    rows = [(int(row["Label Number"]), row["Label Name"], row["Class"]) for row in read_table(table)[0]]
+    # Rows without a class belong to another protocol; number 1 is "unlabeled".
+    named = {value: name for value, name, tissue in rows if tissue and value > 1}
+    chosen = {value: name for value, name in named.items() if labels == "all" or 23 <= value <= 62}
     ids = [name.removesuffix("_t1_brain.nii.gz") for name in manifest(root, "brain_t1_oasis") if "_t1_brain" in name]
     cases = tuple(
         Case(
