@@ -1,0 +1,202 @@
+"""A recipe run: builds data, model and phases, trains, and leaves a folder with the trained model in it.
+
+The folder holds ``recipe.yaml`` (as settled), ``log.csv``, ``validation.csv``, ``checkpoints/``, ``tensorboard/`` and
+``model/``, the best model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from verimorph.data.config import Data, build_data
+from verimorph.errors import InputError, OptionError
+from verimorph.io.safe import replacing, require_writable
+from verimorph.methods import method
+from verimorph.methods.card import Card, Label, TrainingData
+from verimorph.methods.checkpoint import save_model
+from verimorph.train.loop import Options, Progress, Result, make_fabric, train
+from verimorph.train.phases import Phase
+from verimorph.train.recipe import Recipe
+from verimorph.train.state import checkpoints
+from verimorph.train.validate import Validation, validate_registration, validate_segmentation
+
+#: Settings that a recipe and the loop's options have in common.
+_SHARED = ("seed", "accumulate", "clip", "ema", "log_every", "validate_every", "checkpoint_every", "keep", "patience")
+_SHARED += ("channels_last", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a recipe comes to, before anything runs."""
+
+    recipe: Recipe
+    data: Data
+    model: nn.Module
+    phases: tuple[Phase, ...]
+    card: Card
+    options: Options
+
+
+def set_up(recipe: Recipe) -> Setup:
+    """Build what a recipe names; nothing is trained or written.
+
+    Raises
+    ------
+    InputError, OptionError
+        For data that are missing, settings that do not fit, images that a network of this stride cannot take.
+    """
+    phases = recipe.build_phases()
+    data = build_data(recipe.data, seed=recipe.seed)
+    told = method(recipe.method)
+    single = told.task == "segmentation"
+    if single != data.single:
+        wanted = "pairs: {kind: single}" if single else "pairs of another kind than single"
+        raise OptionError(f"method '{recipe.method}' needs data with {wanted}; mend the recipe's data")
+    settings = merged_settings(recipe, data)
+    torch.manual_seed(recipe.seed)  # the weights a network begins with
+    model = told.model(ndim=data.ndim, channels=data.channels, variant=recipe.variant, **settings)
+    _check_stride(model, data, recipe)
+    monitor = recipe.monitor or ("dice" if data.validation_pairs and data.classes else "loss")
+    options = Options(
+        monitor=monitor,
+        highest=recipe.highest if recipe.highest is not None else monitor.startswith("dice"),
+        **{name: getattr(recipe, name) for name in _SHARED},
+    )
+    return Setup(recipe, data, model, phases, _card(recipe, data, settings), options)
+
+
+def merged_settings(recipe: Recipe, data: Data) -> dict[str, Any]:
+    """Settings of the builder: the variant's, the recipe's, and the number of classes where the data say it."""
+    told = method(recipe.method)
+    settings = {**told.variant(recipe.variant).settings, **recipe.model}
+    if "classes" in told.settings() and "classes" not in settings:
+        settings["classes"] = data.classes + 1
+    return json.loads(json.dumps(settings))
+
+
+def _check_stride(model: nn.Module, data: Data, recipe: Recipe) -> None:
+    stride = int(getattr(model, "stride", 1))
+    shape = tuple(recipe.data.get("crop") or data.preparation.shape)
+    wrong = [length for length in {*shape, *data.preparation.shape} if length % stride]
+    if wrong:
+        raise OptionError(
+            f"method '{recipe.method}' needs sides that are multiples of {stride}, and {min(wrong)} is none; "
+            f"change data.preparation.shape (or data.crop), now {'x'.join(map(str, shape))}"
+        )
+
+
+def _card(recipe: Recipe, data: Data, settings: Mapping[str, Any]) -> Card:
+    told = method(recipe.method)
+    names = "\n".join(sorted(data.train_ids))
+    labels = [Label(value=0, name="background")] if data.class_values else []
+    labels += [Label(value=value, name=data.label_names.get(value, str(value))) for value in data.class_values]
+    return Card(
+        method=recipe.method,
+        variant=recipe.variant,
+        settings=dict(settings),
+        task=told.task,
+        ndim=data.ndim,  # type: ignore[arg-type]
+        channels=data.channels,
+        preparation=data.preparation.to_dict(),
+        labels=labels,
+        start=recipe.start,
+        training_data=TrainingData(
+            name=data.dataset.name if data.dataset is not None else "random shapes",
+            cases=len(data.train_ids) or None,
+            sha256=hashlib.sha256(names.encode()).hexdigest() if names else None,
+        ),
+        recipe=json.loads(json.dumps(recipe.model_dump(mode="json", exclude_defaults=True))),
+        licence=recipe.licence,
+    )
+
+
+def run_recipe(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    nodes: int = 1,
+    precision: str | None = None,
+    resume: bool = False,
+    head: tuple[str, ...] = (),
+    on_step: Callable[[Progress], None] | None = None,
+    on_setup: Callable[[Setup], None] | None = None,
+) -> Result:
+    """Run a recipe in a folder.
+
+    Parameters
+    ----------
+    accelerator, devices, nodes
+        ``cpu``, ``cuda``, ``mps`` or ``auto``; how many on each machine; how many machines.
+    precision
+        In place of the recipe's.
+    resume
+        Go on from the folder's newest checkpoint. Without it a folder that holds a run is refused.
+    head
+        Comment lines for the recipe that is written into the folder.
+    on_setup
+        Told of what is trained before it begins.
+
+    Raises
+    ------
+    InputError
+        If the folder holds a run already; see `set_up` and `verimorph.train.loop.train` for the others.
+    """
+    folder = Path(folder)
+    require_writable(folder)
+    if not resume and (checkpoints(folder / "checkpoints") or (folder / "model").exists()):
+        raise InputError(f"{folder}: holds a run already; go on with it (--resume), or choose another folder")
+    wanted = precision or recipe.precision
+    if wanted == "gpu-bf16":
+        on_gpu = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+        wanted = "bf16-mixed" if on_gpu else "32-true"
+    fabric = make_fabric(accelerator=accelerator, devices=devices, nodes=nodes, precision=wanted)
+    setup = set_up(recipe)
+    if on_setup is not None and fabric.is_global_zero:
+        on_setup(setup)
+    if fabric.is_global_zero:
+        with replacing(folder / "recipe.yaml") as beside:
+            beside.write_text(recipe.to_yaml(head=head), encoding="utf-8")
+    data, objective = setup.data, setup.phases[-1].objective
+    names = [label.name for label in setup.card.labels]
+    measure = validate_segmentation if data.single else validate_registration
+
+    def batches(start: int) -> Any:
+        return data.train_batches(
+            start,
+            batch=recipe.batch,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+            pin_memory=fabric.device.type == "cuda",
+        )
+
+    def validate(model: nn.Module) -> Validation:
+        return measure(model, data.validation_batches(), objective=objective, names=names, device=fabric.device)
+
+    def save(model: nn.Module, metrics: dict[str, float], step: int) -> None:
+        save_model(folder / "model", model, setup.card.model_copy(update={"metrics": metrics, "steps": step}))
+
+    return train(
+        setup.model,
+        phases=setup.phases,
+        train_batches=batches,
+        folder=folder,
+        options=setup.options,
+        validate=validate if data.validation_pairs else None,
+        on_best=save,
+        on_step=on_step,
+        fabric=fabric,
+        resume=resume,
+    )
+
+
+__all__ = ["Setup", "merged_settings", "run_recipe", "set_up"]
