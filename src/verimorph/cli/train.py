@@ -32,8 +32,7 @@ app = application()
         ("Go on after an interruption:", "verimorph train -o runs/mine --resume"),
         (
             "Other settings, on two GPUs:",
-            "verimorph train transmorph --variant small --dataset ixi --root data/IXI --set optimiser.lr=3e-4 "
-            "--devices 2 -o runs/small",
+            "verimorph train transmorph --variant small --pairs pairs.csv --set optimiser.lr=3e-4 --devices 2 -o runs/small",
         ),
     )
 )
