@@ -1,0 +1,166 @@
+"""What is to be predicted: pairs and images by name, of a table or a split of a data set. Nothing is read yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verimorph.errors import InputError, OptionError
+
+if TYPE_CHECKING:
+    from verimorph.data.cases import Case, Dataset
+
+SPLITS = {"val": "validation", "train": "train", "test": "test"}
+"""What the options call a split -> what data sets call it."""
+
+
+@dataclass(frozen=True)
+class PairJob:
+    """One pair.
+
+    Attributes
+    ----------
+    name
+        Unique; results go to the folder of that name.
+    read
+        Reads what `predict_pair` takes: images, and labels and landmarks where there are any.
+    files
+        Names of the two images, from which a submission is named.
+    """
+
+    name: str
+    read: Callable[[], dict[str, Any]]
+    files: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """One image: its name, its channels, and its true labels where there are any, with the values drawn in them."""
+
+    name: str
+    read: Callable[[], tuple[list[Any], Any]]
+    known: frozenset[int] | None = None
+
+
+def jobs_of_table(path: str | Path, *, data: str | Path | None = None, split: str | None = None) -> list[PairJob]:
+    """Pairs of a CSV or of a Learn2Reg JSON, named as ``verimorph evaluate`` names them.
+
+    Parameters
+    ----------
+    split
+        Of a CSV: only the lines with this in their column ``split``; of a JSON: the list of pairs of that name.
+    """
+    from verimorph.evaluate.cases import read_task
+
+    file = Path(path)
+    whole = SPLITS.get(split or "", split)
+    if file.suffix.lower() == ".json":
+        named = {"validation": "registration_val", "test": "registration_test", "train": "training_paired_images"}
+        task = read_task(file, data=data, split=None if split is None else named.get(str(whole), split))
+        cases = list(task.cases)
+    else:
+        task = read_task(file, data=data)
+        cases = list(task.cases)
+        if split is not None:
+            from verimorph.data.cases import read_table
+
+            rows, columns = read_table(file)
+            if "split" not in columns:
+                raise OptionError(f"{file}: has no column 'split', and pairs of the split '{split}' are asked for")
+            cases = [c for c, row in zip(cases, rows, strict=True) if (row["split"] or "").strip() in (split, whole)]
+            if not cases:
+                raise InputError(f"{file}: no pair is of the split '{split}'")
+    return [_of_task(case, task.landmarks_in_voxels) for case in cases]
+
+
+def _of_task(case: Any, in_voxels: bool) -> PairJob:
+    if case.fixed is None or case.moving is None:
+        raise InputError(f"{case.name}: has no fixed or no moving image; a model needs both")
+
+    def read() -> dict[str, Any]:
+        from verimorph.evaluate.many import _voxel_points
+        from verimorph.io import read_image
+        from verimorph.io.points import as_points
+
+        found: dict[str, Any] = {
+            "fixed": read_image(case.fixed),
+            "moving": read_image(case.moving),
+            "fixed_labels": case.fixed_labels,
+            "moving_labels": case.moving_labels,
+        }
+        for side in ("fixed", "moving"):
+            where = getattr(case, f"{side}_landmarks")
+            if where is not None:
+                grid = found[side].grid
+                points = _voxel_points(Path(where), grid) if in_voxels else as_points(where, columns=side)
+                found[f"{side}_landmarks"] = points
+        return found
+
+    return PairJob(case.name, read, (case.fixed.name, case.moving.name))
+
+
+def dataset_of(name: str, root: str | Path | None) -> Dataset:
+    """A named data set in a folder."""
+    from verimorph.data.adapters import adapter
+
+    found = adapter(name)
+    if root is None:
+        raise OptionError(f"--dataset {name} needs --root, the folder it lies in ({found.obtain})")
+    return found.dataset(root)
+
+
+def jobs_of_dataset(dataset: Dataset, split: str) -> list[PairJob]:
+    """Pairs of a split: those the set lists, or else every two of its cases once, the first of them fixed."""
+    name = SPLITS.get(split, split)
+    listed = dataset.pairs.get(name)
+    pairs = listed if listed is not None else tuple(combinations(dataset.split(name), 2))
+    if not pairs:
+        raise InputError(f"data set {dataset.name}: the split '{name}' has no pair")
+
+    def job(first: str, second: str) -> PairJob:
+        fixed, moving = dataset.case(first), dataset.case(second)
+        files = fixed.images[0].path.name, moving.images[0].path.name
+        return PairJob(f"{first}-{second}", lambda: _read_pair(fixed, moving), files)
+
+    return [job(first, second) for first, second in pairs]
+
+
+def _read_pair(fixed: Case, moving: Case) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for side, case in (("fixed", fixed), ("moving", moving)):
+        images = case.read_images()
+        found[side] = images
+        found[f"{side}_labels"] = case.read_labels()
+        found[f"{side}_landmarks"] = case.read_points(images[0])
+    for kind in ("labels", "landmarks"):
+        if found[f"fixed_{kind}"] is None or found[f"moving_{kind}"] is None:
+            found[f"fixed_{kind}"] = found[f"moving_{kind}"] = None
+    return found
+
+
+def images_of_dataset(dataset: Dataset, split: str | None) -> list[ImageJob]:
+    """Images of a split; all of them where none is named."""
+    wanted = dataset.ids if split is None else dataset.split(SPLITS.get(split, split))
+
+    def job(case: Case) -> ImageJob:
+        return ImageJob(case.id, lambda: (case.read_images(), case.read_labels()), case.known)
+
+    return [job(dataset.case(id)) for id in wanted]
+
+
+def images_of_folder(folder: str | Path) -> list[ImageJob]:
+    """Every image file of a folder."""
+    from verimorph.data.cases import stem
+    from verimorph.io import read_image
+
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give the folder that holds the images")
+    suffixes = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff")
+    files = [file for file in sorted(root.iterdir()) if file.name.lower().endswith(suffixes)]
+    if not files:
+        raise InputError(f"{root}: holds no image ({', '.join(suffixes)})")
+    return [ImageJob(stem(file), lambda file=file: ([read_image(file)], None)) for file in files]  # type: ignore[misc]

@@ -1,0 +1,317 @@
+"""Many pairs or images through one model: resumable, one table; a failure is listed and the rest goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from verimorph import pipeline
+from verimorph.errors import VerimorphError
+from verimorph.evaluate.score import flat_measures, without_nan
+from verimorph.io import write_image, write_transform
+from verimorph.io.safe import replacing, replacing_folder
+from verimorph.predict.jobs import ImageJob, PairJob
+from verimorph.predict.pair import identity_of, predict_pair
+from verimorph.predict.registrar import Prediction, Registrar
+from verimorph.predict.segmenter import Segmenter, with_true_labels
+from verimorph.predict.submission import write_field
+
+if TYPE_CHECKING:
+    from verimorph.registration import Registration
+
+TABLE = "pairs.csv"
+SUBMISSION = "submission"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is written for each pair besides ``transform.h5``, ``metrics.json`` and ``provenance.json``.
+
+    Attributes
+    ----------
+    moved
+        ``moved.nii.gz`` and ``moved_labels.nii.gz``.
+    field
+        ``field.nii.gz``: the whole transform as one displacement, mm, as ITK and ANTs read it; and ``inverse.h5``.
+    grid
+        ``grid.nii.gz``: where in the moving image, in its voxels, every voxel of the fixed image is read; of models
+        that predict spatial gradients also ``gradients.nii.gz``, on the model's grid.
+    everything
+        What ``verimorph register`` writes, with the report.
+    submission
+        Form of a challenge (`verimorph.predict.submission`); fields go to ``submission/``.
+    """
+
+    moved: bool = False
+    field: bool = False
+    grid: bool = False
+    everything: bool = False
+    submission: str | None = None
+    suffix: str = ".nii.gz"
+
+
+@dataclass
+class Done:
+    """What came of a list of pairs or images."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    skipped: int = 0
+
+
+def predict_many(
+    registrar: Registrar,
+    jobs: Sequence[PairJob],
+    folder: str | Path,
+    *,
+    wanted: Wanted = Wanted(),
+    refinement: pipeline.Recipe | None = None,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> Done:
+    """Predict pairs, each into a folder of its name, and keep ``pairs.csv`` up to date after each.
+
+    A pair that is there already, by the same model and refinement and with the files now wanted, is not done again.
+
+    Parameters
+    ----------
+    tell
+        Called with the name of a pair, its number from 0 and how many there are, before each.
+    """
+    root = Path(folder)
+    done = Done()
+    for number, job in enumerate(jobs):
+        if tell is not None:
+            tell(job.name, number, len(jobs))
+        row = _finished(root, job, registrar, refinement, wanted)
+        if row is None:
+            try:
+                row = _predict(registrar, job, root, wanted, refinement)
+            except VerimorphError as error:
+                done.failures.append((job.name, str(error)))
+                row = {"case": job.name, "status": "failed", "message": str(error)}
+        else:
+            done.skipped += 1
+        done.rows.append(row)
+        write_table(done.rows, root / TABLE)
+    return done
+
+
+def _predict(
+    registrar: Registrar, job: PairJob, root: Path, wanted: Wanted, refinement: pipeline.Recipe | None
+) -> dict[str, Any]:
+    seen: list[Prediction] = []
+    result = predict_pair(registrar, **job.read(), refinement=refinement, watch=seen.append)
+    row = measured(job.name, result)
+    if wanted.submission is not None:
+        write_field(
+            result.transform,
+            root / SUBMISSION,
+            fixed=result.fixed.grid,
+            moving=result.moving.grid,
+            names=job.files,
+            form=wanted.submission,
+            suffix=wanted.suffix,
+        )
+    if wanted.everything:
+        result.save(root / job.name)
+        write_extras(result, seen[0], root / job.name, wanted)
+    else:
+        with replacing_folder(root / job.name) as out:
+            write_transform(result.transform, out / "transform.h5")
+            if wanted.moved:
+                write_image(result.moved, out / "moved.nii.gz")
+                if result.moved_labels is not None:
+                    write_image(result.moved_labels, out / "moved_labels.nii.gz")
+            if wanted.field:
+                write_transform(result.inverse, out / "inverse.h5")
+            write_extras(result, seen[0], out, wanted)
+            for name, values in (("metrics", result.metrics), ("provenance", result.provenance)):
+                text = json.dumps(without_nan(values), indent=2, allow_nan=False) + "\n"
+                (out / f"{name}.json").write_text(text, encoding="utf-8")
+    return row
+
+
+def write_extras(result: Registration, predicted: Prediction, folder: Path, wanted: Wanted) -> None:
+    grid = result.fixed.grid
+    if wanted.field:
+        write_transform(result.transform, folder / "field.nii.gz", format="itk-field", grid=grid)
+    if wanted.grid:
+        write_vectors(sampling_grid(result), grid.affine, folder / "grid.nii.gz")
+        if "gradients" in predicted.raw:
+            values = np.moveaxis(predicted.raw["gradients"][0].numpy(), 0, -1)
+            write_vectors(values, predicted.extras["grid"].affine, folder / "gradients.nii.gz")
+
+
+def sampling_grid(result: Registration) -> Float[ndarray, "*space d"]:
+    """Where every voxel of the fixed image is read in the moving image, in voxels of the moving image."""
+    from verimorph.evaluate.challenge import voxel_displacement
+
+    shape = result.fixed.grid.shape
+    index = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float32) for n in shape], indexing="ij"), -1)
+    return index + voxel_displacement(result.transform, fixed_grid=result.fixed.grid, moving_grid=result.moving.grid)
+
+
+def write_vectors(values: Float[ndarray, "*space d"], affine: Float[ndarray, "h h"], path: Path) -> None:
+    """Write an array ``(*space, d)`` as NIfTI, as it is: numbers, not vectors of the world."""
+    import nibabel as nib
+
+    matrix = np.eye(4)
+    d = values.shape[-1]
+    matrix[:d, :d], matrix[:d, 3] = affine[:d, :d], affine[:d, d]
+    with replacing(path) as beside:
+        nib.save(nib.Nifti1Image(values.astype(np.float32), matrix), beside)
+
+
+def measured(name: str, result: Registration) -> dict[str, Any]:
+    """One line of the table: Dice before and after, of each label, landmark errors, folding, seconds."""
+    metrics = result.metrics
+    row: dict[str, Any] = {"case": name, "status": "ok"}
+    labels = metrics.get("labels") or {}
+    before = (labels.get("identity") or {}).get("mean", {}).get("dice")
+    if before is not None:
+        row["dice_before"] = before
+    row |= {key: value for key, value in flat_measures(metrics).items() if key in _COLUMNS or key.startswith("tre_")}
+    for label, values in (labels.get("per_label") or {}).items():
+        if values.get("dice") is not None:
+            row[f"dice_{label}"] = values["dice"]
+    seconds = result.timings
+    row["seconds"] = sum(seconds.values())
+    row["seconds_network"] = seconds.get("network", 0.0)
+    if "refine" in seconds:
+        row["seconds_refine"] = seconds["refine"]
+    return row
+
+
+_COLUMNS = ("dice", "folding_percent", "sd_log_jacobian", "ndv_percent")
+
+
+def _finished(
+    root: Path, job: PairJob, registrar: Registrar, refinement: pipeline.Recipe | None, wanted: Wanted
+) -> dict[str, Any] | None:
+    """The table's line of a pair that an earlier run finished, by the same model in the same way; else None."""
+    table = root / TABLE
+    folder = root / job.name
+    needed = ["transform.h5", "metrics.json", "provenance.json"]
+    needed += ["moved.nii.gz"] * wanted.moved + ["field.nii.gz"] * wanted.field + ["grid.nii.gz"] * wanted.grid
+    needed += ["report.html"] * wanted.everything
+    if not table.is_file() or not all((folder / name).is_file() for name in needed):
+        return None
+    if wanted.submission is not None and not _has_field(root / SUBMISSION, job, wanted):
+        return None
+    try:
+        provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        with table.open(encoding="utf-8", newline="") as opened:
+            row = next((row for row in csv.DictReader(opened) if row["case"] == job.name), None)
+    except (OSError, ValueError, KeyError):
+        return None
+    same = provenance.get("model") == identity_of(registrar.card) and _refinement(
+        provenance.get("settings", {}).get("refinement")
+    ) == _refinement(None if refinement is None else pipeline.describe(refinement))
+    if row is None or row.get("status") != "ok" or not same:
+        return None
+    return {key: value for key, value in row.items() if value}
+
+
+def _refinement(settings: dict[str, Any] | None) -> Any:
+    """What of a refinement's settings must be equal for its result to be the same."""
+    if settings is None:
+        return None
+    names = ("similarity", "regularity", "levels", "iterations", "step_voxels", "seed")
+    return json.loads(json.dumps({name: settings.get(name) for name in names}))
+
+
+def _has_field(folder: Path, job: PairJob, wanted: Wanted) -> bool:
+    from verimorph.predict.submission import Identity, file_name
+
+    first, second = (Identity.of(name) for name in job.files)
+    name = file_name(fixed=first, moving=second, form=str(wanted.submission), suffix=wanted.suffix)
+    return any(folder.rglob(name))
+
+
+def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write rows as CSV; columns in the order in which they first appear, the message last."""
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "message"))
+    columns += ["message"] * any("message" in row for row in rows)
+    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.DictWriter(opened, columns)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()})
+
+
+def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean of every number over the rows that have it."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key in ("case", "status", "message"):
+                continue
+            try:
+                found.setdefault(key, []).append(float(value))
+            except (TypeError, ValueError):
+                continue
+    return {key: float(np.nanmean(values)) for key, values in found.items() if not np.isnan(values).all()}
+
+
+def segment_many(
+    segmenter: Segmenter,
+    jobs: Sequence[ImageJob],
+    folder: str | Path,
+    *,
+    largest: Sequence[int] | bool = False,
+    keep_true: bool = False,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> Done:
+    """Label images, each into ``NAME.nii.gz``, with a table of their overlap with true labels where there are any.
+
+    Parameters
+    ----------
+    largest
+        As for a `Segmenter`.
+    keep_true
+        Put true labels back where the data have them.
+    """
+    import time
+
+    from verimorph.evaluate import dice_per_label
+
+    root = Path(folder)
+    done = Done()
+    for number, job in enumerate(jobs):
+        if tell is not None:
+            tell(job.name, number, len(jobs))
+        target = root / f"{job.name}.nii.gz"
+        row: dict[str, Any] = {"case": job.name, "status": "ok"}
+        if target.is_file():
+            row["status"] = "was there"
+            done.skipped += 1
+            done.rows.append(row)
+            continue
+        try:
+            begun = time.perf_counter()
+            images, true = job.read()
+            labels = segmenter(images, largest=largest)
+            row["seconds"] = time.perf_counter() - begun
+            if true is not None:
+                scores = dice_per_label(np.rint(true.array).astype(np.int64), labels.array.astype(np.int64))
+                drawn = {n: d for n, d in scores.items() if job.known is None or n in job.known}
+                if drawn:
+                    row["dice"] = float(np.nanmean(list(drawn.values())))
+                    row |= {f"dice_{n}": float(d) for n, d in drawn.items()}
+                if keep_true:
+                    labels = with_true_labels(labels, true, job.known)
+            write_image(labels, target)
+        except VerimorphError as error:
+            done.failures.append((job.name, str(error)))
+            row |= {"status": "failed", "message": str(error)}
+        done.rows.append(row)
+    write_table(done.rows, root / "images.csv")
+    return done
