@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from numpy import ndarray
 from torch import Tensor
 
@@ -23,10 +23,13 @@ SPATIAL = ("flip", "turn", "affine", "elastic")
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image on the model grid with what belongs to it; labels are classes 0 to k, points model indices."""
+    """One image on the model grid with what belongs to it; labels are classes 0 to k, points model indices.
+
+    Its tensors may share memory with a cache: nothing here writes into them.
+    """
 
     image: Float[Tensor, "c *space"]
-    labels: Int[Tensor, "*space"] | None = None
+    labels: Integer[Tensor, "*space"] | None = None
     mask: Bool[Tensor, "*space"] | None = None
     points: Float[Tensor, "n d"] | None = None
     known: Bool[Tensor, " k"] | None = None
@@ -117,7 +120,7 @@ def augment_pair(
     random: np.random.Generator,
     *,
     swaps: Sequence[tuple[int, int]] = (),
-    spacing: Sequence[float] | None = None,
+    spacing: Sequence[float] | ndarray | None = None,
 ) -> tuple[Sample, Sample]:
     """Change both images of a pair; see :class:`Augmentation`.
 
@@ -151,7 +154,7 @@ def augment(
     random: dict[str, np.random.Generator] | np.random.Generator,
     *,
     swaps: Sequence[tuple[int, int]] = (),
-    spacing: Sequence[float] | None = None,
+    spacing: Sequence[float] | ndarray | None = None,
 ) -> Sample:
     """Change one image; ``random`` is one source of random numbers, or one for each kind of change."""
     source = random if isinstance(random, dict) else dict.fromkeys((*SPATIAL, "intensity"), random)
@@ -196,7 +199,7 @@ def flip(sample: Sample, axes: Sequence[int], *, swaps: Sequence[tuple[int, int]
     )
 
 
-def swap_classes(labels: Int[Tensor, "*space"], swaps: Sequence[tuple[int, int]]) -> Int[Tensor, "*space"]:
+def swap_classes(labels: Integer[Tensor, "*space"], swaps: Sequence[tuple[int, int]]) -> Integer[Tensor, "*space"]:
     """Exchange the classes of each pair."""
     top = max(int(labels.max()), *(max(pair) for pair in swaps))
     table = torch.arange(top + 1, dtype=labels.dtype)
@@ -214,39 +217,58 @@ def _swap_known(known: Tensor, swaps: Sequence[tuple[int, int]]) -> Tensor:
 
 def random_turn(sample: Sample, random: np.random.Generator) -> Sample:
     """Turn by right angles: as many quarter turns in each plane as drawn; planes of unequal sides take half turns."""
-    d = len(sample.shape)
+    d, sides = len(sample.shape), list(sample.shape)
     planes = [(a, b) for a in range(d) for b in range(a + 1, d)]
+    quarters = []
     for k in random.permutation(len(planes)):
         a, b = planes[k]
-        quarters = int(random.integers(4))
-        if sample.shape[a] != sample.shape[b]:
-            quarters -= quarters % 2
-        sample = turn(sample, (a, b), quarters)
-    return sample
+        count = int(random.integers(4))
+        count -= count % 2 if sides[a] != sides[b] else 0
+        quarters.append((planes[k], count))
+    return turn(sample, quarters)
 
 
-def turn(sample: Sample, plane: tuple[int, int], quarters: int) -> Sample:
-    """Turn by quarters in a plane of two axes, as ``torch.rot90`` does. Labels keep their sides' names."""
-    a, b = plane
+def turn(sample: Sample, quarters: Sequence[tuple[tuple[int, int], int]]) -> Sample:
+    """Turn by quarters, plane after plane, each as ``torch.rot90`` does, in one copy. Labels keep their sides' names.
+
+    Parameters
+    ----------
+    quarters
+        ((first axis, second axis), number of quarter turns) of each plane.
+    """
+    d = len(sample.shape)
+    # Output axis k is input axis order[k], mirrored where reverse[k].
+    order, reverse = list(range(d)), [False] * d
+    for (a, b), count in quarters:
+        for _ in range(count % 4):
+            order[a], order[b] = order[b], order[a]
+            reverse[a], reverse[b] = not reverse[b], reverse[a]
+    if order == list(range(d)) and not any(reverse):
+        return sample
+
+    def turned(x: Tensor, skip: int) -> Tensor:
+        axes = [*range(skip), *(axis + skip for axis in order)]
+        return x.permute(axes).flip([axis + skip for axis in range(d) if reverse[axis]])
+
     points = sample.points
-    sides = list(sample.shape)
-    for _ in range(quarters % 4):
-        if points is not None:
-            moved = points.clone()
-            moved[:, a], moved[:, b] = sides[b] - 1 - points[:, b], points[:, a]
-            points = moved
-        sides[a], sides[b] = sides[b], sides[a]
+    if points is not None:
+        points = points[:, order]
+        last = torch.tensor([sample.shape[axis] - 1.0 for axis in order])
+        points = torch.where(torch.tensor(reverse), last - points, points)
     return Sample(
-        image=torch.rot90(sample.image, quarters, (a + 1, b + 1)),
-        labels=None if sample.labels is None else torch.rot90(sample.labels, quarters, (a, b)),
-        mask=None if sample.mask is None else torch.rot90(sample.mask, quarters, (a, b)),
+        image=turned(sample.image, 1),
+        labels=None if sample.labels is None else turned(sample.labels, 0),
+        mask=None if sample.mask is None else turned(sample.mask, 0),
         points=points,
         known=sample.known,
     )
 
 
 def random_matrix(
-    shape: Sequence[int], settings: Augmentation, random: np.random.Generator, spacing: Sequence[float] | None = None
+    shape: Sequence[int],
+    settings: Augmentation,
+    random: np.random.Generator,
+    spacing: Sequence[float] | ndarray | None = None,
 ) -> Float[ndarray, "h h"]:
     """Return a homogeneous matrix, output to input index, that turns, scales, shears and shifts about the middle."""
     d = len(shape)

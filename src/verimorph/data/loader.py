@@ -109,7 +109,7 @@ class SyntheticItems(Dataset):
             if fixed.labels is None or moving.labels is None:
                 raise OptionError(f"synthetic: {name} has no label map, which kind 'labels' is made of")
             k = len(self.store.class_values)
-            made = label_pair(fixed.labels, moving.labels, self.settings, classes=k, generator=generator)
+            made = label_pair(fixed.labels.long(), moving.labels.long(), self.settings, classes=k, generator=generator)
         return {**made, "names": name}
 
 
@@ -136,8 +136,11 @@ def _belongings(samples: Sequence[Sample], prefix: str) -> Batch:
     found: Batch = {}
     shape = samples[0].shape
     if any(sample.labels is not None for sample in samples):
-        empty = torch.zeros(shape, dtype=torch.int64)
-        found[f"{prefix}labels"] = torch.stack([empty if s.labels is None else s.labels for s in samples])
+        labels = torch.zeros(len(samples), *shape, dtype=torch.int64)
+        for row, sample in zip(labels, samples, strict=True):
+            if sample.labels is not None:
+                row.copy_(sample.labels)
+        found[f"{prefix}labels"] = labels
         k = max(len(s.known) for s in samples if s.known is not None)
         none = torch.zeros(k, dtype=torch.bool)
         found[f"{prefix}known"] = torch.stack(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,7 @@ KINDS = ("inter", "intra", "atlas", "listed", "single")
 _ORDER, _PARTNER, _AUGMENT = 1, 2, 3
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Gives a pair for every position of an epoch."""
 

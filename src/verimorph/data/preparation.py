@@ -274,10 +274,10 @@ class Preparation:
             return rescale(values.clamp(low, high), low, high)[None]
         if self.intensity == "zscore":
             foreground = values[values > 0].double()
-            if foreground.numel() < 2 or float(foreground.std()) == 0:
-                return rescale(values)[None]
-            scaled = (values - float(foreground.mean())) / float(foreground.std())
-            values = scaled.clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
+            deviation = float(foreground.std()) if foreground.numel() > 1 else 0.0
+            if deviation > 0:
+                scaled = (values - float(foreground.mean())) / deviation
+                values = scaled.clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
         return rescale(values)[None]
 
     def labels(self, labels: Image, index_to_world: Float[ndarray, "h h"]) -> Int[Tensor, "*space"]:

@@ -56,15 +56,15 @@ class Prepared:
     matrix: np.ndarray
 
     def sample(self, window: Sequence[slice] | None = None) -> Sample:
-        """Tensors of the whole case, or of a window of it (points then count from its corner); copies."""
+        """Tensors of the whole case, or of a window of it (points then count from its corner), on the same memory."""
         box = tuple(window) if window is not None else (slice(None),) * (self.image.ndim - 1)
         corner = np.array([part.start or 0 for part in box], dtype=np.float32)
         return Sample(
-            image=torch.from_numpy(np.array(self.image[(slice(None), *box)])),
-            labels=None if self.labels is None else torch.from_numpy(self.labels[box].astype(np.int64)),
-            mask=None if self.mask is None else torch.from_numpy(np.array(self.mask[box])),
-            points=None if self.points is None else torch.from_numpy(np.array(self.points) - corner),
-            known=torch.from_numpy(np.array(self.known)),
+            image=torch.from_numpy(self.image[(slice(None), *box)]),
+            labels=None if self.labels is None else torch.from_numpy(self.labels[box]),
+            mask=None if self.mask is None else torch.from_numpy(self.mask[box]),
+            points=None if self.points is None else torch.from_numpy(self.points - corner),
+            known=torch.from_numpy(self.known),
         )
 
 
@@ -148,7 +148,8 @@ class Store:
         parts: dict[str, Any] = {}
         for name in _PARTS:
             file = place / f"{name}.npy"
-            mode: Any = "r" if name in ("image", "labels", "mask") else None
+            # Copy on write: torch wants memory that could be written to; the file never is.
+            mode: Any = "c" if name in ("image", "labels", "mask") else None
             parts[name] = np.load(file, mmap_mode=mode, allow_pickle=False) if file.is_file() else None
         return Prepared(**parts)
 

@@ -1,0 +1,204 @@
+"""Named sets: layouts that are built small here, splits that hold what they say, and lists of what is missing."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from verimorph.data.adapters import ADAPTERS, adapter
+from verimorph.data.adapters.adapter import packaged_split
+from verimorph.data.adapters.brain_labels import FREESURFER_30, OASIS_35, swaps_by_name
+from verimorph.data.preparation import Preparation
+from verimorph.errors import InputError, OptionError
+
+PEERS = {f"hippocampus_{n}" for n in ("006", "008", "017", "019", "045", "048", "087", "088")}
+
+
+def learn2reg_tree(root, name, write, *, pairs="registration_val", count=4):
+    for n in range(count):
+        write(root / "imagesTr" / f"{name}_000{n}_0000.nii.gz", seed=n)
+        write(root / "labelsTr" / f"{name}_000{n}_0000.nii.gz", seed=n, labels=2)
+    entry = {key: f"./imagesTr/{name}_000{n}_0000.nii.gz" for n, key in enumerate(("fixed", "moving"))}
+    training = [{"image": f"./imagesTr/{name}_000{n}_0000.nii.gz"} for n in range(count)]
+    (root / f"{name}_dataset.json").write_text(json.dumps({"name": name, "training": training, pairs: [entry]}))
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_every_set_says_how_to_obtain_it_and_how_to_prepare_it(name, tmp_path):
+    found = adapter(name)
+    assert found.name == name
+    assert found.obtain.startswith("obtain")
+    assert "\n" not in found.obtain
+    assert found.licence
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in found.preparation.items()}
+    Preparation.from_dict(settings)
+    with pytest.raises(InputError, match="no such folder; obtain"):
+        found.dataset(tmp_path / "nowhere")
+    with pytest.raises(InputError) as told:
+        found.dataset(tmp_path)
+    assert found.obtain in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "pairs"),
+    [
+        ("l2r_abdomen_ct", "AbdomenCTCT", "registration_val"),
+        ("l2r_hippocampus_mr", "HippocampusMR", "registration_val"),
+        ("l2r_oasis", "OASIS", "registration_val"),
+        ("l2r_nlst", "NLST", "registration_val"),
+        ("lumir", "LUMIR", "validation"),
+    ],
+)
+def test_learn2reg_tasks(tmp_path, write, name, task, pairs):
+    learn2reg_tree(tmp_path, task, write, pairs=pairs)
+    found = adapter(name).dataset(tmp_path)
+    assert len(found.splits["train"]) == 2
+    assert found.pairs["validation"] == ((f"{task}_0000_0000", f"{task}_0001_0000"),)
+    (tmp_path / "imagesTr" / f"{task}_0002_0000.nii.gz").unlink()
+    (tmp_path / "imagesTr" / f"{task}_0003_0000.nii.gz").unlink()
+    with pytest.raises(InputError, match=rf"2 files are missing: .*{task}_0002.*{task}_0003.*; obtain"):
+        adapter(name).dataset(tmp_path)
+
+
+def test_abdomen_of_2020_has_45_validation_pairs_smaller_number_fixed(tmp_path, write):
+    for n in range(1, 41):
+        if n not in (11, 12, 13, 14, 15, 16, 17, 18, 19, 20):
+            write(tmp_path / "Training" / "img" / f"img{n:04d}.nii.gz", shape=(2, 3, 4))
+            write(tmp_path / "Training" / "label" / f"label{n:04d}.nii.gz", shape=(2, 3, 4), labels=2)
+    found = adapter("l2r_abdomen_ct").dataset(tmp_path)
+    assert len(found.splits["train"]) == 20
+    assert len(found.pairs["validation"]) == 45
+    assert all(int(fixed) < int(moving) for fixed, moving in found.pairs["validation"])
+
+
+def test_acdc_frames_come_from_the_information_file(tmp_path, write):
+    folder = tmp_path / "training" / "patient001"
+    for frame in (1, 12):
+        write(folder / f"patient001_frame{frame:02d}.nii.gz", seed=frame)
+        write(folder / f"patient001_frame{frame:02d}_gt.nii.gz", labels=3)
+    (folder / "Info.cfg").write_text("ED: 1\nES: 12\nGroup: DCM\n")
+    found = adapter("acdc").dataset(tmp_path)
+    assert found.pairs["train"] == (("patient001_ed", "patient001_es"),)
+    assert found.case("patient001_es").images[0].path.name == "patient001_frame12.nii.gz"
+
+
+def test_mnms_labels_are_numbered_as_in_acdc(tmp_path, write):
+    folder = tmp_path / "Training" / "Labeled" / "A1"
+    write(folder / "A1_sa.nii.gz", shape=(4, 5, 6, 3))
+    write(folder / "A1_sa_gt.nii.gz", shape=(4, 5, 6, 3), labels=3)
+    (tmp_path / "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv").write_text(
+        "External code,VendorName,Vendor,Centre,ED,ES\nA1,Siemens,A,1,0,2\nZZ,Siemens,A,1,0,2\n"
+    )
+    found = adapter("mnms").dataset(tmp_path)
+    stored = np.asarray(nib.load(folder / "A1_sa_gt.nii.gz").dataobj)[..., 2]
+    read = found.case("A1_es").read_labels().array
+    assert np.array_equal(read, np.array([0, 3, 2, 1])[stored])
+    assert found.case("A1_ed").cohort == "A"
+
+
+def test_ixi_pairs_have_the_atlas_moving(tmp_path):
+    for place in ("atlas", "Train/subject_1", "Train/subject_2", "Val/subject_3", "Test/subject_4"):
+        file = tmp_path / f"{place}.pkl"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(pickle.dumps((np.ones((4, 5, 6), np.float32), np.full((4, 5, 6), 17, np.uint8))))
+    found = adapter("ixi").dataset(tmp_path)
+    assert found.pairs["train"] == (("subject_1", "atlas"), ("subject_2", "atlas"))
+    assert found.case("subject_3").read_labels().array.max() == 17
+    assert len(found.label_names) == 30
+
+
+def test_neurite_oasis(tmp_path, write):
+    for n in range(10):
+        write(tmp_path / f"OASIS_OAS1_000{n}_MR1" / "aligned_norm.nii.gz", shape=(2, 3, 4))
+        write(tmp_path / f"OASIS_OAS1_000{n}_MR1" / "aligned_seg35.nii.gz", shape=(2, 3, 4), labels=35)
+    found = adapter("neurite_oasis").dataset(tmp_path)
+    assert {name: len(ids) for name, ids in found.splits.items()} == {"train": 8, "validation": 1, "test": 1}
+    assert set().union(*found.splits.values()) == set(found.ids)
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_brats_contrasts_are_channels_and_label_4_is_3(tmp_path, new):
+    folder = tmp_path / "BraTS_001"
+    folder.mkdir()
+    names = ["-t1n", "-t2f", "-seg"] if new else ["_t1", "_flair", "_seg"]
+    for name in names:
+        voxels = np.full((3, 3, 3), 4, np.uint8)
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / f"BraTS_001{name}.nii.gz")
+    found = adapter("brats").dataset(tmp_path, contrasts=["t1", "flair"])
+    assert len(found.case("BraTS_001").images) == 2
+    assert found.case("BraTS_001").read_labels().array.max() == 3
+    with pytest.raises(OptionError, match="did you mean 'flair'"):
+        adapter("brats").dataset(tmp_path, contrasts=["flare"])
+
+
+def test_lpba40(tmp_path, write):
+    for n in range(1, 41):
+        write(tmp_path / f"S{n:02d}" / f"S{n:02d}.delineation.skullstripped.nii.gz", shape=(2, 3, 4))
+        write(tmp_path / f"S{n:02d}" / f"S{n:02d}.delineation.structure.label.nii.gz", shape=(2, 3, 4), labels=2)
+    found = adapter("lpba40").dataset(tmp_path)
+    assert len(found.ids) == 40
+    assert all(case.labels is not None and case.labels.path != case.images[0].path for case in found.cases)
+    assert len(found.label_names) == 56
+    assert len(found.pairs["test"]) == 90
+
+
+def test_autopet(tmp_path, write):
+    for n in range(5):
+        write(tmp_path / f"PETCT_{n}" / "study" / "CTres.nii.gz", shape=(2, 3, 4))
+        write(tmp_path / f"PETCT_{n}" / "study" / "SUV.nii.gz", shape=(2, 3, 4))
+    found = adapter("autopet").dataset(tmp_path, pet=True)
+    assert len(found.cases[0].images) == 2
+    assert sum(len(ids) for ids in found.splits.values()) == 5
+
+
+def test_hippocampus_split_is_what_the_page_says():
+    content = packaged_split("hippocampus_mr")
+    splits, score = content["splits"], content["pairs"]["score"]
+    train, scored = set(splits["train"]), set(splits["score"])
+    assert (len(train), len(scored)) == (100, 20)
+    assert not train & scored
+    assert len(score) == 20
+    assert {fixed for fixed, _ in score} == {moving for _, moving in score} == scored
+    assert scored >= PEERS
+    assert ["hippocampus_006", "hippocampus_008"] in score
+    assert len(splits["labelled"]) == 20
+    assert set(splits["labelled"]) | set(splits["unlabelled"]) == train
+    assert splits["labelled"] == sorted(splits["labelled"])
+    assert {id for pair in content["pairs"]["monitor"] for id in pair} <= train
+
+
+@pytest.mark.parametrize("name", ["brain_t1_oasis", "cardiac_cine_acdc"])
+def test_folds_keep_a_person_on_one_side(name):
+    content = packaged_split(name)
+    person = (lambda id: "1003" if id == "1023" else id) if name == "brain_t1_oasis" else (lambda id: id[:10])
+    everyone = set()
+    for k in range(1, 6):
+        train, score = content["splits"][f"fold{k}-train"], content["splits"][f"fold{k}-score"]
+        assert not {person(id) for id in train} & {person(id) for id in score}
+        assert {id for pair in content["pairs"][f"fold{k}-score"] for id in pair} <= set(score)
+        everyone |= set(score)
+    assert everyone == set(content["splits"]["fold1-train"]) | set(content["splits"]["fold1-score"])
+
+
+def test_left_and_right_of_brains():
+    for names, count in ((OASIS_35, 16), (FREESURFER_30, 13)):
+        swaps = swaps_by_name(names)
+        assert len(swaps) == count
+        assert all(names[a].replace("left", "right") == names[b] for a, b in swaps)
+    assert OASIS_35[14] == "left hippocampus"
+    assert OASIS_35[35] == "right choroid plexus"
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "cases", "labels"), [("hippocampus_mr", 120, 2), ("brain_t1_oasis", 11, 0), ("cardiac_cine_acdc", 20, 3)]
+)
+def test_development_sets(data_folder, name, cases, labels):
+    found = adapter(name).dataset(data_folder / name)
+    assert len(found.cases) == cases
+    assert not labels or len(found.label_names) == labels
+    assert found.pairs["score"]
