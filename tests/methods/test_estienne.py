@@ -171,12 +171,12 @@ def test_a_class_that_was_not_drawn_gets_no_gradient_at_all():
 
 
 @pytest.mark.parametrize("variant", [None, "dice-cross-entropy"])
-def test_segmentation_learns_a_pair_of_images(variant, ndim=2):
+def test_segmentation_learns_a_pair_of_images(variant):
     pytest.importorskip("monai")
     torch.manual_seed(0)
-    model = segmentation.model(ndim=ndim, classes=3, channel_multiplication=1)
+    model = segmentation.model(ndim=2, classes=3, channel_multiplication=1)
     objective = build_objective(*(segmentation.variant(variant).objective or segmentation.objective))
-    pair = balls(32, ndim)
+    pair = balls(32, 2)
     batch = {
         "image": torch.cat((pair["fixed"], pair["moving"])),
         "labels": torch.cat((pair["fixed_labels"], pair["moving_labels"])),

@@ -1,4 +1,4 @@
-"""Distance of spatial gradients from neutral: closed form, masks, weights, finite differences, its place in the grammar."""
+"""Distance of spatial gradients from neutral: closed form, masks, weights, finite differences, the grammar."""
 
 from __future__ import annotations
 
