@@ -55,7 +55,7 @@ class Phantoms:
         shifts = 2 * torch.rand(self.batch, 2, 2, generator=generator) - 1
         images = torch.stack([torch.stack([disc((7.5 + s[0], 7.5 + s[1])) for s in pair.tolist()]) for pair in shifts])
         labels = (images > 0.5).long()
-        known = torch.ones(self.batch, 2, dtype=torch.bool)
+        known = torch.ones(self.batch, 1, dtype=torch.bool)
         return {
             "fixed": images[:, :1].clone(),
             "moving": images[:, 1:].clone(),

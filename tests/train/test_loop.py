@@ -101,7 +101,7 @@ def test_an_unlabelled_item_changes_nothing_in_a_partial_term(tmp_path, fabric, 
     second.load_state_dict(first.state_dict())
     pair, other = phantoms.pair(0), phantoms.pair(0)
     for batch in (pair, other):
-        batch["fixed_known"] = torch.tensor([[True, True], [False, False]])
+        batch["fixed_known"] = torch.tensor([[True], [False]])
     other["fixed_labels"] = pair["fixed_labels"].clone()
     other["fixed_labels"][1] = 0
     for model, batch, name in ((first, pair, "one"), (second, other, "two")):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from verimorph.errors import InputError
 from verimorph.field import warp
 from verimorph.objective import build_objective
-from verimorph.train.passes import check_batch, objective_tensors, one_hot, registration_tensors, warp_labels
+from verimorph.train.passes import checked_batch, objective_tensors, one_hot, registration_tensors, warp_labels
 
 
 class Asymmetric(nn.Module):
@@ -103,12 +103,16 @@ def test_masks_go_with_their_image_and_pull_on_nothing(phantoms):
 
 def test_known_is_what_both_images_have(phantoms):
     batch = phantoms.pair(5)
-    batch["fixed_known"] = torch.tensor([[True, True], [True, False]])
-    batch["moving_known"] = torch.tensor([[True, False], [True, True]])
+    batch["fixed_known"] = torch.tensor([[True, True, False], [True, False, True]])
+    batch["moving_known"] = torch.tensor([[True, False, False], [False, True, True]])
     model, objective = Asymmetric(), build_objective("partial_dice")
     tensors = registration_tensors(model, batch, objective)
-    assert tensors["labels/known"].tolist() == [[True, False], [True, False]]
-    assert float(objective(tensors).total) == 0
+    assert tensors["labels/known"].tolist() == [[False, True, False, False], [False, False, False, True]]
+    assert tensors["labels/fixed"].shape[1] == 4
+    # The disc is class 1: only the first pair's counts, and a label in neither map is passed over.
+    truth, moved = tensors["labels/fixed"][0, 1], tensors["labels/moved"][0, 1]
+    expected = 1 - 2 * (truth * moved).sum() / (truth.sum() + moved.sum())
+    torch.testing.assert_close(objective(tensors).total, expected / 2, rtol=1e-4, atol=1e-5)
 
 
 def test_outputs_in_half_precision_are_warped_in_full(phantoms):
@@ -137,17 +141,23 @@ def test_a_segmenter_gives_probabilities_against_the_truth(phantoms):
         ("known_field", {}, "term 'known_field' needs a known field, and pair pair8-0 has none"),
         (
             "dice",
-            {"moving_known": torch.tensor([[True, True], [True, False]])},
+            {"moving_known": torch.tensor([[True], [False]])},
             "term 'dice' needs all labels, and pair pair8-1 has none in the moving image.*partial_dice",
         ),
     ],
 )
 def test_missing_labels_are_one_line_with_term_and_pair(phantoms, terms, change, message):
     with pytest.raises(InputError, match=message):
-        check_batch({**phantoms.pair(8), **change}, build_objective(terms))
+        checked_batch({**phantoms.pair(8), **change}, build_objective(terms))
 
 
-def test_a_partial_term_takes_pairs_without_labels(phantoms):
+@pytest.mark.parametrize("gone", [("fixed",), ("moving",), ("fixed", "moving")])
+def test_a_partial_term_passes_over_pairs_without_labels(phantoms, gone):
     batch = phantoms.pair(9)
-    batch["fixed_known"] = torch.zeros(2, 2, dtype=torch.bool)
-    check_batch(batch, build_objective("mse+partial_dice"))
+    for side in gone:
+        del batch[f"{side}_labels"], batch[f"{side}_known"]
+    model, objective = Asymmetric(), build_objective("partial_dice")
+    total = objective(registration_tensors(model, checked_batch(batch, objective), objective, symmetric=True)).total
+    assert float(total.detach()) == 0
+    total.backward()
+    assert float(model.scale.grad) == 0

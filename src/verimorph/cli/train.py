@@ -31,8 +31,8 @@ app = application()
         ("A method on pairs of a list:", "verimorph train voxelmorph --pairs pairs.csv -o runs/mine"),
         ("Go on after an interruption:", "verimorph train -o runs/mine --resume"),
         (
-            "Other settings, on two GPUs:",
-            "verimorph train transmorph --variant small --pairs pairs.csv --set optimiser.lr=3e-4 --devices 2 -o runs/small",
+            "Other settings, two GPUs:",
+            "verimorph train transmorph --variant small --pairs pairs.csv --steps 5000 --devices 2 -o runs/small",
         ),
     )
 )

@@ -21,7 +21,7 @@ from verimorph.errors import InputError, MissingExtraError, OptionError, Resourc
 from verimorph.methods.checkpoint import describe_mismatch, load_weights
 from verimorph.objective import Objective
 from verimorph.train.log import Board, Table
-from verimorph.train.passes import Batch, check_batch, objective_tensors
+from verimorph.train.passes import Batch, checked_batch, objective_tensors
 from verimorph.train.phases import Phase, assign, rest_frozen
 from verimorph.train.state import checkpoints, random_state, read_checkpoint, set_random_state, write_checkpoint
 from verimorph.train.validate import Validation
@@ -397,8 +397,7 @@ class _Run:
                 f"use fewer workers{self._go_on()}"
             ) from error
         self.drawn += 1
-        check_batch(batch, objective)
-        return self._on_device(batch)
+        return self._on_device(checked_batch(batch, objective))
 
     def _on_device(self, batch: Batch) -> dict[str, Any]:
         moved = {}

@@ -1,9 +1,10 @@
 """From a batch to the named tensors that an objective reads: run the model, warp what its terms ask for.
 
 Keys of a batch of pairs: ``fixed``, ``moving`` (b, c, \\*space); where there are any, ``fixed_labels`` and
-``moving_labels`` (b, \\*space) classes, ``fixed_known`` and ``moving_known`` (b, k) which classes were drawn,
-``fixed_mask`` and ``moving_mask`` (b, 1, \\*space), ``fixed_points`` and ``moving_points`` (b, n, d), ``known_field``,
-``condition`` (b, k), ``names``. Keys of a batch of single images: ``image``, ``labels``, ``known``, ``names``.
+``moving_labels`` (b, \\*space) classes 0 to k, ``fixed_known`` and ``moving_known`` (b, k) which classes from 1 on
+were drawn, ``fixed_mask`` and ``moving_mask`` (b, 1, \\*space), ``fixed_points`` and ``moving_points`` (b, n, d),
+``known_field``, ``condition`` (b, k), ``names``. Keys of a batch of single images: ``image``, ``labels``, ``known``,
+``names``.
 """
 
 from __future__ import annotations
@@ -50,13 +51,18 @@ def warp_labels(
 def classes_of(batch: Batch, side: str = "fixed_") -> int:
     """Number of classes, background included, of a batch's label maps."""
     known = batch.get(f"{side}known")
-    return known.shape[1] if known is not None else int(batch[f"{side}labels"].max()) + 1
+    return known.shape[1] + 1 if known is not None else int(batch[f"{side}labels"].max()) + 1
+
+
+def with_background(known: Bool[Tensor, "b k"]) -> Bool[Tensor, "b more"]:
+    """Which classes were drawn, the background first: it is known where all others are."""
+    return torch.cat([known.all(1, keepdim=True), known], dim=1)
 
 
 def shared_known(batch: Batch) -> Bool[Tensor, "b k"] | None:
-    """Classes that were drawn in both images of a pair; None where the batch does not say."""
+    """Classes that were drawn in both images of a pair, background first; None where the batch does not say."""
     first, second = batch.get("fixed_known"), batch.get("moving_known")
-    return None if first is None or second is None else first & second
+    return None if first is None or second is None else with_background(first & second)
 
 
 def wanted(objective: Objective) -> set[str]:
@@ -78,37 +84,59 @@ def both_ways(objective: Objective) -> bool:
     return "backward" in objective.passes or any(name.startswith("backward/") for name in wanted(objective))
 
 
-def check_batch(batch: Batch, objective: Objective) -> None:
-    """Refuse a batch that lacks labels or landmarks which a term needs; cheapest before it goes to the accelerator.
+def checked_batch(batch: Batch, objective: Objective) -> Batch:
+    """A batch with all that an objective reads; cheapest before it goes to the accelerator.
+
+    A term that reads ``labels/known`` passes over classes that were not drawn, so where such a batch has no label map
+    at all it gets an empty one of which nothing is known. Any other term over labels needs all of them in every pair.
 
     Raises
     ------
     InputError
-        Naming the term and the pair. A term that reads ``labels/known`` passes over classes that were not drawn; any
-        other term over labels needs all of them in every pair.
+        If labels or landmarks are missing that a term needs; it names the term and the pair.
     """
-    single = "image" in batch
-    sides = ("",) if single else ("fixed_", "moving_")
+    sides = ("",) if "image" in batch else ("fixed_", "moving_")
+    lenient = False
     for title, term in zip(objective.names, objective.terms, strict=True):
         bases = {_base(name) for name in term.needs}
         if any(base.startswith("labels/") for base in bases):
-            for side in sides:
-                if batch.get(f"{side}labels") is None:
-                    raise InputError(_lacks(title, "labels", batch, None, side))
             if any(_base(name) == "labels/known" for name in _optional(term)):
-                continue
-            for side in sides:
-                known = batch.get(f"{side}known")
-                if known is not None and not bool(known[:, 1:].all()):
-                    item = int((~known[:, 1:].all(1)).nonzero()[0])
-                    raise InputError(
-                        _lacks(title, "all labels", batch, item, side) + "; partial_dice passes over what was not drawn"
-                    )
+                lenient = True
+            else:
+                _require_labels(batch, title, sides)
         for base, key in (("points/fixed", "fixed_points"), ("points/moving", "moving_points")):
             if base in bases and batch.get(key) is None:
                 raise InputError(_lacks(title, "landmarks", batch, None, key.removesuffix("points")))
         if "known_field" in bases and batch.get("known_field") is None:
             raise InputError(_lacks(title, "a known field", batch, None, ""))
+    return _completed(batch, sides) if lenient else batch
+
+
+def _require_labels(batch: Batch, title: str, sides: Sequence[str]) -> None:
+    for side in sides:
+        if batch.get(f"{side}labels") is None:
+            raise InputError(_lacks(title, "labels", batch, None, side))
+    for side in sides:
+        known = batch.get(f"{side}known")
+        if known is not None and not bool(known.all()):
+            item = int((~known.all(1)).nonzero()[0])
+            lacks = _lacks(title, "all labels", batch, item, side)
+            raise InputError(f"{lacks}; partial_dice passes over what was not drawn")
+
+
+def _completed(batch: Batch, sides: Sequence[str]) -> Batch:
+    """The batch with an empty label map, nothing of it known, on each side that has none."""
+    missing = [side for side in sides if batch.get(f"{side}labels") is None]
+    if not missing:
+        return batch
+    image = batch["image" if "image" in batch else "fixed"]
+    there = [batch[f"{side}known"] for side in sides if batch.get(f"{side}known") is not None]
+    count = there[0].shape[1] if there else 1
+    whole = dict(batch)
+    for side in missing:
+        whole[f"{side}labels"] = torch.zeros((len(image), *image.shape[2:]), dtype=torch.long, device=image.device)
+        whole[f"{side}known"] = torch.zeros((len(image), count), dtype=torch.bool, device=image.device)
+    return whole
 
 
 def _base(name: str) -> str:
@@ -297,12 +325,21 @@ def segmentation_tensors(
     """
     outputs = _float(model(image=batch["image"]))
     probabilities = outputs["logits"].softmax(1)
+    if (
+        batch.get("known") is not None
+        and bool(batch["known"].any())
+        and batch["known"].shape[1] + 1 != probabilities.shape[1]
+    ):
+        raise InputError(
+            f"the network draws {probabilities.shape[1]} classes, the labels have {batch['known'].shape[1]} and the "
+            "background; set the model's classes"
+        )
     tensors = {"fixed": batch["image"], **outputs, "labels/moved": probabilities}
     if batch.get("labels") is not None:
         tensors["labels/fixed"] = one_hot(batch["labels"], probabilities.shape[1])
     known: Bool[Tensor, "b k"] | None = batch.get("known")
-    if known is not None:
-        tensors["labels/known"] = known
+    if known is not None and known.shape[1] + 1 == probabilities.shape[1]:
+        tensors["labels/known"] = with_background(known)
     for name, value in list(tensors.items()):
         for asked in wanted(objective):
             match = _NAME.match(asked)
@@ -327,7 +364,7 @@ def objective_tensors(
 __all__ = [
     "Batch",
     "both_ways",
-    "check_batch",
+    "checked_batch",
     "exchanged",
     "objective_tensors",
     "one_hot",
@@ -336,4 +373,5 @@ __all__ = [
     "shared_known",
     "wanted",
     "warp_labels",
+    "with_background",
 ]

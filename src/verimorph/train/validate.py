@@ -6,7 +6,7 @@ say which of a run's models is the best.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from verimorph.evaluate import dice_per_label, folding_percent, sd_log_jacobian
 from verimorph.field import jacobian_determinant, warp
 from verimorph.objective import Objective
 from verimorph.objective.labels import landmark_distance
-from verimorph.train.passes import Batch, check_batch, objective_tensors, shared_known
+from verimorph.train.passes import Batch, checked_batch, objective_tensors, shared_known, with_background
 
 #: Of so many classes at most, each has its own Dice among the measures.
 _SHOWN = 11
@@ -95,8 +95,9 @@ def validate_registration(
     for given in batches:
         batch = _to(given, device)
         with torch.no_grad():
-            if objective is not None and _has_all(batch, objective):
-                tensors = objective_tensors(model, batch, objective)
+            whole = None if objective is None else _with_all(batch, objective)
+            if objective is not None and whole is not None:
+                tensors = objective_tensors(model, whole, objective)
                 means.add("loss", float(objective(tensors, condition=batch.get("condition")).total))
                 displacement = tensors["field"].float()
             else:
@@ -127,8 +128,9 @@ def validate_segmentation(
     for given in batches:
         batch = _to(given, device)
         with torch.no_grad():
-            if objective is not None and _has_all(batch, objective):
-                tensors = objective_tensors(model, batch, objective)
+            whole = None if objective is None else _with_all(batch, objective)
+            if objective is not None and whole is not None:
+                tensors = objective_tensors(model, whole, objective)
                 means.add("loss", float(objective(tensors).total))
                 logits = tensors["logits"]
             else:
@@ -136,7 +138,7 @@ def validate_segmentation(
         classes = logits.shape[1]
         found = logits.argmax(1)
         if batch.get("labels") is not None:
-            known = batch.get("known")
+            known = None if batch.get("known") is None else with_background(batch["known"])
             for item in range(len(found)):
                 drawn = np.ones(classes, bool) if known is None else known[item].cpu().numpy()
                 truth = batch["labels"][item].cpu().numpy()
@@ -153,13 +155,12 @@ def _to(batch: Batch, device: torch.device | str) -> dict[str, Any]:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def _has_all(batch: Mapping[str, Any], objective: Objective) -> bool:
-    """Whether a validation batch has what the objective reads: one without labels is still worth its Jacobian."""
+def _with_all(batch: Batch, objective: Objective) -> Batch | None:
+    """The batch as the objective reads it; None where it lacks something: it is still worth its Jacobian."""
     try:
-        check_batch(batch, objective)
+        return checked_batch(batch, objective)
     except InputError:
-        return False
-    return True
+        return None
 
 
 def _score_labels(means: _Means, batch: Batch, displacement: Tensor, names: Sequence[str]) -> None:
