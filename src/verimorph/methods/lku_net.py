@@ -70,7 +70,7 @@ METHOD = Method(
         "diffeomorphic": Variant(
             "stationary velocity, 7 squarings",
             {"diffeomorphic": True},
-            objective=("lncc:radius=4", "diffusion:on=velocity:weight=5"),
+            objective=("lncc:radius=4", "diffusion:on=velocity,weight=5"),
         ),
     },
     published=(

@@ -98,7 +98,7 @@ METHOD = Method(
         "diffeomorphic": Variant(
             "distribution of velocities at half resolution",
             {"transform": "diffeomorphic"},
-            objective=("mse:weight=1250", "laplacian_prior:precision=10:weight=0.5"),
+            objective=("mse:weight=1250", "laplacian_prior:precision=10,weight=0.5"),
         ),
         "time-varying": Variant(
             "twelve velocities in turn, each seeing the image as moved so far",

@@ -54,13 +54,13 @@ METHOD = Method(
         doi="10.1016/j.media.2019.07.006",
     ),
     build=build,
-    objective=("mse:weight=1250", "laplacian_prior:precision=10:weight=0.5"),
+    objective=("mse:weight=1250", "laplacian_prior:precision=10,weight=0.5"),
     scheme={"optimiser": {"name": "adam", "lr": 1e-4}, "batch": 1},
     variants={
         "deterministic": Variant(
             "one velocity at full resolution, integrated at half, smoothness of the velocity as regulariser",
             settings={"probabilistic": False, "coarse_levels": 0},
-            objective=("lncc:radius=4", "diffusion:on=velocity:weight=1"),
+            objective=("lncc:radius=4", "diffusion:on=velocity,weight=1"),
             parameters=327_331,
         ),
     },

@@ -47,20 +47,26 @@ def convolution(
     return _CONVOLUTION[check_ndim(ndim)](inputs, outputs, kernel, stride=stride, padding=padding, bias=bias)
 
 
-def normalisation(name: Normalisation, ndim: int, channels: int, *, groups: int = 8, affine: bool = False) -> nn.Module:
-    """Layer that normalises features; ``group`` takes the largest number of groups up to ``groups`` that divides.
+class InstanceNorm(nn.Module):
+    """Every channel of every item to mean 0 and variance 1, without scale and offset of its own.
 
-    Instance normalisation has scale and offset of its own only where ``affine``; batch and group always.
+    The same as torch's layer, but a single voxel (the bottom of a network on a small image) is no error: it becomes 0.
     """
+
+    def forward(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c *space"]:
+        """Normalised features."""
+        return torch.group_norm(x, x.shape[1])  # one group a channel; the functional form does not count voxels
+
+
+def normalisation(name: Normalisation, ndim: int, channels: int, *, groups: int = 8) -> nn.Module:
+    """Layer that normalises features; ``group`` takes the largest number of groups up to ``groups`` that divides."""
     _known("normalisation", name, ("none", "instance", "batch", "group"))
     if name == "batch":
         return _BATCH[check_ndim(ndim)](channels)
     if name == "group":
         return nn.GroupNorm(max(g for g in range(1, min(groups, channels) + 1) if channels % g == 0), channels)
     if name == "instance":
-        # One group a channel is instance normalisation, and unlike torch's layer of that name it takes a single voxel
-        # (the bottom of a network on a small image) also in training.
-        return nn.GroupNorm(channels, channels, affine=affine)
+        return InstanceNorm()
     return nn.Identity()
 
 
@@ -208,6 +214,11 @@ def start_small(module: nn.Module, deviation: float = 1e-5, bias: float = 0.0) -
 def start_at_zero(module: nn.Module) -> nn.Module:
     """Set a layer's weights and bias to zero: a head that starts at the identity."""
     return start_small(module, 0.0)
+
+
+def size_of(x: Tensor) -> tuple[int, ...]:
+    """Sides of the image behind batch and channels, as plain numbers also while a tracer looks on."""
+    return tuple(int(n) for n in x.shape[2:])
 
 
 def check_size(shape: tuple[int, ...], stride: int) -> None:

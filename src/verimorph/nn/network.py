@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verimorph.errors import InputError, OptionError
-from verimorph.nn.blocks import check_size
+from verimorph.nn.blocks import check_size, size_of
 
 
 class RegistrationNetwork(nn.Module):
@@ -52,5 +52,5 @@ class RegistrationNetwork(nn.Module):
             raise InputError(
                 f"fixed and moving must have one shape, got {tuple(fixed.shape)} and {tuple(moving.shape)}"
             )
-        check_size(tuple(fixed.shape[2:]), self.stride)
+        check_size(size_of(fixed), self.stride)
         return self.head(self.features(torch.cat((fixed, moving), 1)), fixed=fixed, moving=moving)

@@ -110,7 +110,7 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b *space c"], mask: Float[Tensor, "w n n"] | None) -> Tensor:
         """Features, channels last; ``mask`` is `window_mask` for this shape and ``shift_on`` it."""
-        shape = x.shape[1:-1]
+        shape = tuple(int(n) for n in x.shape[1:-1])
         padded, shift, axes = padded_shape(shape, self.window), self.shift_on(shape), tuple(range(1, x.ndim - 1))
         y = self.norm1(x)
         if padded != tuple(shape):
@@ -202,7 +202,7 @@ class SwinPyramid(nn.Module):
         for number, (blocks, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
             if number:
                 x = self.merging[number - 1](x)
-            shape, masks = x.shape[1:-1], {}
+            shape, masks = tuple(int(n) for n in x.shape[1:-1]), {}
             for block in blocks:
                 shift = block.shift_on(shape)
                 if shift not in masks:

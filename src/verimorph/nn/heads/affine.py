@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from verimorph.errors import OptionError
 from verimorph.field import voxel_index
-from verimorph.nn.blocks import check_ndim, start_at_zero
+from verimorph.nn.blocks import check_ndim, size_of, start_at_zero
 from verimorph.nn.heads.displacement import exact
 
 Kind = Literal["translation", "rigid", "similarity", "affine"]
@@ -101,7 +101,7 @@ class AffineHead(nn.Module):
         moving: Float[Tensor, "b c *space"],
     ) -> dict[str, Tensor]:
         """``affine`` and its ``field``."""
-        shape = tuple(fixed.shape[2:])
+        shape = size_of(fixed)
         parameters = exact(self.linear(features.flatten(2).mean(2)))
         with torch.autocast(features.device.type, enabled=False):
             matrix = affine_matrix(parameters, shape, self.kind)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from verimorph.field import resize_displacement
-from verimorph.nn.blocks import convolution, start_small
+from verimorph.nn.blocks import convolution, size_of, start_small
 
 
 def exact(x: Tensor) -> Tensor:
@@ -62,4 +62,4 @@ class DisplacementHead(nn.Module):
         """``field``, on the grid of the images."""
         raw = exact(self.convolution(features))
         field = raw if self.bound is None else bounded(raw, self.bound)
-        return {"field": resize_displacement(field, tuple(fixed.shape[2:]))}
+        return {"field": resize_displacement(field, size_of(fixed))}

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from verimorph.nn.blocks import convolution, start_small
+from verimorph.nn.blocks import convolution, size_of, start_small
 from verimorph.nn.heads.displacement import exact
 from verimorph.nn.heads.velocity import Integration, Inverse
 
@@ -77,5 +77,5 @@ class DistributionHead(nn.Module):
         """Mean, log-variance, ``velocity`` (draw or mean), ``field`` and, where asked for, ``inverse``."""
         mean, log_variance = exact(self.mean(features)), exact(self.log_variance(features))
         velocity = self.draw(mean, log_variance) if self.training or self.sampling else mean
-        outputs = self.integration(velocity, tuple(fixed.shape[2:]))
+        outputs = self.integration(velocity, size_of(fixed))
         return {"velocity_mean": mean, "velocity_log_variance": log_variance, **outputs}

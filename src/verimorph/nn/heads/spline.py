@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from verimorph.errors import InputError, OptionError
 from verimorph.field import resize
-from verimorph.nn.blocks import convolution, start_small
+from verimorph.nn.blocks import convolution, size_of, start_small
 from verimorph.nn.heads.displacement import exact
 from verimorph.nn.heads.velocity import Integration, Inverse
 
@@ -126,7 +126,7 @@ class SplineHead(nn.Module):
         moving: Float[Tensor, "b c *space"],
     ) -> dict[str, Tensor]:
         """``parameters`` (control values, voxels of the input grid), ``field``; of a velocity what it integrates to."""
-        shape = tuple(fixed.shape[2:])
+        shape = size_of(fixed)
         parameters = exact(self.convolution(resize(features, lattice_shape(shape, self.spacing))))
         with torch.autocast(features.device.type, enabled=False):
             dense = spline_field(parameters, shape, self.spacing)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from verimorph.errors import OptionError
 from verimorph.field import compose, resize, resize_displacement, warp
-from verimorph.nn.blocks import ConvBlock, convolution, start_small
+from verimorph.nn.blocks import ConvBlock, convolution, size_of, start_small
 from verimorph.nn.heads.displacement import exact
 
 
@@ -75,7 +75,7 @@ class TimeVaryingHead(nn.Module):
         moving: Float[Tensor, "b c *space"],
     ) -> dict[str, Tensor]:
         """``field`` on the grid of the images."""
-        coarse = tuple(features.shape[2:])
+        coarse = size_of(features)
         small_fixed, small_moving = exact(resize(fixed, coarse)), exact(resize(moving, coarse))
         field: Tensor | None = None
         for step in self.steps:
@@ -89,7 +89,7 @@ class TimeVaryingHead(nn.Module):
                     change = compose(velocity, velocity) - velocity
                     field = change if field is None else field + change
         assert field is not None
-        return {"field": resize_displacement(field, tuple(fixed.shape[2:]))}
+        return {"field": resize_displacement(field, size_of(fixed))}
 
     @staticmethod
     def _moved(moving: Tensor, field: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from verimorph.errors import OptionError
 from verimorph.field import exponentiate, resize_displacement
-from verimorph.nn.blocks import convolution, start_small
+from verimorph.nn.blocks import convolution, size_of, start_small
 from verimorph.nn.heads.displacement import bounded, exact
 
 Inverse = Literal["always", "evaluation", "never"]
@@ -98,4 +98,4 @@ class VelocityHead(nn.Module):
         """``velocity``, ``field`` and, where asked for, ``inverse``."""
         raw = exact(self.convolution(features))
         velocity = raw if self.bound is None else bounded(raw, self.bound)
-        return self.integration(velocity, tuple(fixed.shape[2:]))
+        return self.integration(velocity, size_of(fixed))

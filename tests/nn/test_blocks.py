@@ -1,0 +1,88 @@
+"""Blocks: the fused convolution after upsampling, sizes, starts, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from verimorph.errors import InputError, OptionError
+from verimorph.nn import blocks
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_convolution_of_upsampled_equals_upsample_concat_convolve(ndim):
+    torch.manual_seed(0)
+    coarse = torch.randn(2, 3, *(3, 4, 5)[:ndim], dtype=torch.float64, requires_grad=True)
+    skip = torch.randn(2, 2, *(6, 8, 10)[:ndim], dtype=torch.float64, requires_grad=True)
+    layer = blocks.convolution(ndim, 5, 4).double()
+    fused = blocks.convolve_upsampled(coarse, skip, layer.weight, layer.bias)
+    plain = layer(torch.cat((functional.interpolate(coarse, scale_factor=2, mode="nearest"), skip), 1))
+    torch.testing.assert_close(fused, plain)
+    probe, inputs = torch.randn_like(plain), (coarse, skip, layer.weight, layer.bias)
+    for ours, theirs in zip(
+        torch.autograd.grad(fused, inputs, probe), torch.autograd.grad(plain, inputs, probe), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size"), [(1, 1, 8), (3, 1, 8), (7, 1, 8), (3, 2, 4), (4, 4, 2), (2, 2, 4)]
+)
+def test_convolution_divides_the_size_by_the_stride(ndim, kernel, stride, size):
+    layer = blocks.convolution(ndim, 1, 2, kernel=kernel, stride=stride)
+    assert layer(torch.zeros(1, 1, *[8] * ndim)).shape == (1, 2, *[size] * ndim)
+
+
+def test_even_kernel_cannot_keep_the_size():
+    with pytest.raises(OptionError, match="odd kernel"):
+        blocks.convolution(3, 1, 1, kernel=4)
+
+
+def test_instance_normalisation_is_that_of_torch():
+    x = torch.randn(2, 3, 4, 5, 6)
+    torch.testing.assert_close(blocks.normalisation("instance", 3, 3)(x), nn.InstanceNorm3d(3)(x))
+
+
+def test_instance_normalisation_takes_a_single_voxel_in_training():
+    assert blocks.normalisation("instance", 3, 3).train()(torch.randn(1, 3, 1, 1, 1)).isfinite().all()
+
+
+@pytest.mark.parametrize("norm", ["none", "instance", "batch", "group"])
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "prelu", "gelu"])
+def test_block_of_every_kind_passes_gradients_to_all_its_parameters(norm, activation):
+    block = blocks.ConvBlock(2, 2, 6, norm=norm, activation=activation)
+    x = torch.randn(2, 2, 5, 5, requires_grad=True)
+    block(x).square().sum().backward()
+    assert x.grad is not None
+    assert all(parameter.grad is not None for parameter in block.parameters())
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "transposed"])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_upsampling_doubles(mode, ndim):
+    assert blocks.Upsample(ndim, 3, mode=mode)(torch.zeros(1, 3, *[4] * ndim)).shape == (1, 3, *[8] * ndim)
+
+
+def test_starts():
+    torch.manual_seed(0)
+    layer = blocks.start_small(nn.Conv2d(64, 64, 3), 1e-5, bias=-10.0)
+    assert layer.weight.std().item() == pytest.approx(1e-5, rel=0.02)
+    assert (layer.bias == -10).all()
+    assert all((parameter == 0).all() for parameter in blocks.start_at_zero(layer).parameters())
+
+
+def test_size_off_the_stride_is_refused_with_the_size_to_pad_to():
+    with pytest.raises(InputError, match="multiples of 16, got 20x32; pad to 32x32"):
+        blocks.check_size((20, 32), 16)
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    for call in (
+        lambda: blocks._known("normalisation", "instanc", ("instance", "batch")),
+        lambda: blocks.check_ndim(4),
+    ):
+        with pytest.raises(OptionError, match=r"instance|2 or 3"):
+            call()
