@@ -92,6 +92,7 @@ def _size(count: int | None) -> str:
 
 def _all(chosen: list[Method], rows: list[Row]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("method", "what", "published in", box=None, header_style="bold", pad_edge=False)
@@ -110,7 +111,7 @@ def _all(chosen: list[Method], rows: list[Row]) -> None:
             _size(one.parameters),
             f"{told}\n{where}" if where else told,
             f"{ours}\n{there}" if there else ours,
-            f"verimorph[{','.join(one.needs)}]" if one.needs else "",
+            escape(f"verimorph[{','.join(one.needs)}]") if one.needs else "",
         )
     Console(highlight=False).print(table)
 

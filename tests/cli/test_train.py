@@ -1,0 +1,105 @@
+"""``verimorph train`` and ``verimorph methods``: a run from the command line, its resume, and mistakes in one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import nibabel
+import numpy as np
+import pytest
+
+from verimorph.methods import METHODS
+from verimorph.methods.card import Card, TrainingData
+from verimorph.methods.results import read_results
+
+SMALL = (
+    "--shape", "16x16x8", "--spacing", "2", "--set", "model={encoder: [4, 4], decoder: [4, 4], tail: [4]}",
+    "--set", "objective=mse+diffusion:weight=0.01", "--set", "tensorboard=false", "--device", "cpu",
+)  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, bright):
+    """Three images in a folder."""
+    for number in range(3):
+        image = np.roll(bright, number, axis=0)
+        nibabel.save(nibabel.Nifti1Image(image, np.diag([1.5, 1.5, 1.5, 1])), tmp_path / f"scan{number}.nii.gz")
+    return tmp_path
+
+
+def test_a_method_is_trained_on_a_folder_and_goes_on(verimorph, folder, tmp_path):
+    run = tmp_path / "run"
+    done = verimorph("train", "voxelmorph", "--folder", folder, *SMALL, "--steps", 2, "-o", run)
+    assert done.code == 0, done.err
+    assert "3 images" in done.err
+    assert done.out.splitlines()[-1] == f"model: {run / 'model'}"
+    assert Card.from_json((run / "model" / "card.json").read_bytes()).steps == 2
+    again = verimorph("train", "voxelmorph", "--folder", folder, *SMALL, "--steps", 2, "-o", run)
+    again.assert_user_error("holds a run already", "--resume")
+    more = verimorph("train", "-o", run, "--resume", "--steps", 3, "--device", "cpu")
+    assert more.code == 0, more.err
+    with open(run / "log.csv", encoding="utf-8") as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["2", "3"]
+    assert (run / "recipe.yaml").read_text(encoding="utf-8").startswith("# verimorph ")
+
+
+def test_a_dry_run_shows_and_writes_nothing(verimorph, folder, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    shown = verimorph("train", "voxelmorph", "--folder", folder, *SMALL, "--dry-run", "--set", "optimiser.lr=3e-4")
+    assert shown.code == 0, shown.err
+    assert "parameters" in shown.err
+    assert "lr: 0.0003" in shown.out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["voxelmorf", "--pairs", "p.csv"], "did you mean 'voxelmorph'"),
+        (["voxelmorph"], "say what 'voxelmorph' is trained on"),
+        ([], "say what to train"),
+        (["voxelmorph", "--pairs", "p.csv", "--folder", "f"], "two sources"),
+        (["nothing.yaml", "-o", "x"], "no such recipe"),
+        (["voxelmorph", "--folder", "here", "-o", "x", "--set", "stesp=3"], "did you mean 'steps'"),
+        (["voxelmorph", "--dataset", "hippocampus", "-o", "x"], "did you mean"),
+        (["voxelmorph", "--folder", "here", "--device", "gpu"], "--device cannot be 'gpu'"),
+    ],
+)
+def test_mistakes_are_one_line(verimorph, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    verimorph("train", *words).assert_user_error(said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_methods_lists_all_with_their_citation(verimorph):
+    listed = json.loads(verimorph("methods", "--json").out)
+    assert [one["name"] for one in listed] == list(METHODS)
+    assert all(one["citation"]["year"] > 2000 for one in listed)
+    table = verimorph("methods").out
+    assert all(name in table for name in METHODS)
+    one = verimorph("methods", "transmorph").out
+    for words in ("Chen", "10.1016/j.media.2022.102615", "verimorph[train]", "bspline", "Our figures"):
+        assert words in one
+    verimorph("methods", "transmorf").assert_user_error("did you mean 'transmorph'")
+
+
+def test_figures_come_from_predictions_alone(verimorph, tmp_path):
+    model, predictions, table = tmp_path / "model", tmp_path / "predictions", tmp_path / "results.json"
+    for made in (model, predictions):
+        made.mkdir()
+    card = Card(method="modet", training_data=TrainingData(name="scans"), steps=7, weights_sha256="a" * 64)
+    (model / "card.json").write_text(card.to_json(), encoding="utf-8")
+    (model / "model.safetensors").write_bytes(b"")
+    rows = "case,status,dice,dice_before\na,ok,0.8,0.5\nb,{},0.6,0.4\n"
+    (predictions / "pairs.csv").write_text(rows.format("failed"), encoding="utf-8")
+    words = ("methods", "--record", predictions, "--model", model, "--data", "scans", "--results", table)
+    verimorph(*words).assert_user_error("b was not predicted")
+    (predictions / "pairs.csv").write_text(rows.format("ok"), encoding="utf-8")
+    for _ in range(2):  # the second takes the place of the first
+        assert verimorph(*words, "--title", "all labels").code == 0
+    (row,) = read_results(table)
+    assert row.measures == pytest.approx({"dice": 0.7, "dice_before": 0.45})
+    assert (row.method, row.pairs, row.steps, row.weights_sha256) == ("modet", 2, 7, "a" * 64)
+    assert "0.700" in verimorph("methods", "--results", table).out
+    verimorph("methods", "--record", predictions).assert_user_error("--model", "--data")

@@ -1,0 +1,197 @@
+"""Recipes: strict, layered, settled before any data are read; and a run of one from files to a trained model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tests.train.phantom import disc
+
+from verimorph.errors import InputError, OptionError
+from verimorph.methods import method
+from verimorph.methods.checkpoint import load_model
+from verimorph.train.recipe import Recipe, assignments, merged, read_recipe, read_yaml, settle
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+def test_layers_win_in_order():
+    told = method("modet").scheme
+    recipe = settle({"method": "modet", "optimiser": {"lr": 1e-3}, "batch": 4}, sets=["optimiser.power=2", "batch=6"])
+    assert recipe.optimiser.name == told["optimiser"]["name"]
+    assert (recipe.optimiser.lr, recipe.optimiser.power, recipe.batch) == (1e-3, 2.0, 6)
+    built = recipe.build_phases()[0].parts[0].optimiser
+    assert built.schedule == "poly"
+    assert built.settings == {"amsgrad": True}
+
+
+def test_a_variant_brings_its_terms_and_scheme():
+    names = [settle({"method": "voxelmorph", "variant": v}).build_phases()[0].objective.names for v in (None, "semi")]
+    assert names[0] != names[1]
+    assert "dice" in names[1]
+    baseline, symmetric = (settle({"method": "estienne", "variant": v}) for v in ("baseline", "symmetric"))
+    assert not baseline.build_phases()[0].symmetric
+    assert symmetric.build_phases()[0].symmetric
+
+
+@pytest.mark.parametrize(
+    ("given", "sets", "message"),
+    [
+        ({"method": "voxelmorph", "stpes": 3}, [], "no setting 'stpes'; did you mean 'steps'"),
+        ({"method": "voxelmorf"}, [], "unknown method 'voxelmorf'; did you mean 'voxelmorph'"),
+        ({"method": "voxelmorph", "variant": "semy"}, [], "no variant 'semy'; did you mean 'semi'"),
+        ({"method": "voxelmorph", "model": {"encodr": [8]}}, [], "no setting 'encodr'; did you mean 'encoder'"),
+        ({"method": "voxelmorph", "optimiser": {"lrr": 1}}, [], "optimiser: no setting 'lrr'; did you mean 'lr'"),
+        ({"method": "voxelmorph", "steps": 0}, [], "steps: input should be greater than or equal to 1, got 0"),
+        ({"method": "voxelmorph", "objective": "lnc"}, [], "unknown term 'lnc'; did you mean 'lncc'"),
+        ({"method": "voxelmorph", "phases": [{"freeze": ["("]}]}, [], r"'\(' is no regular expression"),
+        ({"method": "voxelmorph"}, ["steps"], "write key=value"),
+        ({"method": "voxelmorph"}, ["steps.x=1", "steps.x.y=2"], "'steps.x' is a value"),
+        ({"method": "voxelmorph", "phases": [{}]}, ["phases.3.steps=1"], "no place in a list of 1"),
+        ({}, [], "names no method"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_nearest(given, sets, message):
+    with pytest.raises(OptionError, match=message) as error:
+        settle(given, sets=sets)
+    assert "\n" not in str(error.value)
+
+
+def test_yaml_reads_numbers_as_people_write_them():
+    assert read_yaml("a: 1e-4\nb: 1e3\nc: 5\nd: 0.5\ne: x1e4") == {"a": 1e-4, "b": 1e3, "c": 5, "d": 0.5, "e": "x1e4"}
+    assert assignments(["a.b=1e-3"]) == [(["a", "b"], 1e-3)]
+    with pytest.raises(InputError, match="line 2: 'a' is given twice"):
+        read_yaml("a: 1\na: 2")
+    with pytest.raises(InputError, match="line"):
+        read_yaml("a: [1")
+    assert merged({"a": {"b": 1}}, {"a": 3}) == {"a": 3}
+
+
+def test_a_settled_recipe_reads_back_the_same(tmp_path):
+    recipe = settle(
+        {
+            "method": "estienne",
+            "variant": "hippocampus-symmetric",
+            "phases": [
+                {"name": "first", "steps": 2, "freeze": ["encoder"]},
+                {"steps": 3, "objective": ["mse", "dice"]},
+            ],
+            "data": {"dataset": "hippocampus_mr"},
+        }
+    )
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml(head=["verimorph train estienne"]), encoding="utf-8")
+    assert file.read_text().startswith("# verimorph train estienne\n")
+    assert read_recipe(file) == recipe
+    first, second = recipe.build_phases()
+    assert (first.steps, first.freeze, second.steps, second.objective.names) == (2, ("encoder",), 3, ["mse", "dice"])
+    assert first.symmetric
+    assert second.symmetric
+    assert isinstance(Recipe.model_validate(yaml.safe_load(file.read_text())), Recipe)
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_recipes_of_the_repository_are_sound(file):
+    recipe = read_recipe(file)
+    told = method(recipe.method)
+    assert set(recipe.model) <= set(told.settings())
+    lines = file.read_text(encoding="utf-8").splitlines()
+    command = f"verimorph train {file.relative_to(ROOT)} -o runs/{file.parent.name}/{file.stem}"
+    assert lines[0] == f"# Run:     {command}"
+    assert any(line.startswith("# Result: ") for line in lines[:6])
+    from verimorph.data.config import DataConfig
+
+    DataConfig.parse(recipe.data)
+    if recipe.start_from is not None:
+        start = re.fullmatch(r"runs/hippocampus/([\w-]+)/model", recipe.start_from)[1]
+        before = read_recipe(file.with_name(f"{start}.yaml"))
+        assert (before.method, before.model) == (recipe.method, recipe.model), "weights have to fit"
+
+
+@pytest.fixture
+def pairs(tmp_path, random) -> Path:
+    """Four images of discs with their labels, and a list of pairs."""
+    import nibabel
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(4):
+        image = disc((16 + number, 16 - number), 9, side=32).numpy()
+        affine = np.eye(4)
+        for name, values in ((f"i{number}", image), (f"l{number}", (image > 0.5).astype(np.uint8))):
+            nibabel.save(nibabel.Nifti1Image(values[..., None].repeat(16, 2), affine), folder / f"{name}.nii.gz")
+    with open(folder / "pairs.csv", "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["fixed", "moving", "fixed_labels", "moving_labels", "split"])
+        for fixed, moving, split in ((0, 1, "train"), (1, 2, "train"), (2, 3, "validation")):
+            files = [f"i{fixed}.nii.gz", f"i{moving}.nii.gz", f"l{fixed}.nii.gz", f"l{moving}.nii.gz"]
+            writer.writerow([*files, split])
+    return folder / "pairs.csv"
+
+
+def small(pairs: Path, **more):
+    return settle(
+        {
+            "method": "voxelmorph",
+            "model": {"encoder": [4, 4], "decoder": [4, 4], "tail": [4]},
+            "objective": "mse+diffusion:weight=0.01+dice",
+            "data": {
+                "csv": str(pairs),
+                "pairs": {"kind": "listed"},
+                "validation": "validation",
+                "preparation": {"shape": [16, 16, 8], "spacing_mm": 2.0, "intensity": "minmax"},
+            },
+            "steps": 4,
+            "tensorboard": False,
+            "log_every": 1,
+            **more,
+        }
+    )
+
+
+def test_a_recipe_runs_from_files_to_a_model(pairs, tmp_path):
+    from verimorph.train.run import run_recipe
+
+    recipe = small(pairs, batch=2, validate_every=2, licence="CC0-1.0")
+    result = run_recipe(recipe, tmp_path / "run", accelerator="cpu", head=("a line",))
+    module, card = load_model(tmp_path / "run" / "model", expect_method="voxelmorph")
+    assert result.steps == 4
+    assert set(result.metrics) >= {"dice", "dice_before", "folding_percent", "sd_log_jacobian", "loss"}
+    assert card.metrics == result.metrics
+    assert (card.ndim, card.channels, card.licence, card.steps) == (3, 1, "CC0-1.0", result.best_step)
+    assert card.training_data.cases == 3
+    assert [label.value for label in card.labels] == [0, 1]
+    assert card.preparation["shape"] == [16, 16, 8]
+    assert card.settings["encoder"] == [4, 4]
+    assert read_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+    assert json.loads(json.dumps(card.recipe)) == card.recipe
+    image = torch.rand(1, 1, 16, 16, 8)
+    assert module(fixed=image, moving=image)["field"].shape == (1, 3, 16, 16, 8)
+    with pytest.raises(InputError, match=r"holds a run already.*--resume"):
+        run_recipe(recipe, tmp_path / "run", accelerator="cpu")
+
+
+def test_a_grid_that_the_network_cannot_take_is_refused(pairs):
+    from verimorph.train.run import set_up
+
+    recipe = small(pairs)
+    settings = recipe.model_dump(exclude_defaults=True)
+    settings["data"]["preparation"]["shape"] = [18, 16, 8]
+    with pytest.raises(OptionError, match=r"multiples of 4, and 18 is none.*data\.preparation\.shape"):
+        set_up(settle(settings))
+
+
+def test_segmentation_needs_single_images(pairs):
+    from verimorph.train.run import set_up
+
+    settings = small(pairs).model_dump(exclude_defaults=True)
+    settings |= {"method": "estienne-segmentation", "model": {}, "objective": None}
+    with pytest.raises(OptionError, match=r"needs data with pairs: \{kind: single\}"):
+        set_up(settle(settings))
