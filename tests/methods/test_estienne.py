@@ -180,7 +180,7 @@ def test_segmentation_learns_a_pair_of_images(variant):
     batch = {
         "image": torch.cat((pair["fixed"], pair["moving"])),
         "labels": torch.cat((pair["fixed_labels"], pair["moving_labels"])),
-        "known": torch.ones(2, 3, dtype=torch.bool),
+        "known": torch.ones(2, 2, dtype=torch.bool),  # of the classes beside the background
     }
     optimiser, losses = torch.optim.Adam(model.parameters(), lr=1e-2), []
     for _ in range(15):

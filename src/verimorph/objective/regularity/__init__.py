@@ -5,7 +5,7 @@ from verimorph.objective.regularity.diffusion import diffusion
 from verimorph.objective.regularity.elasticity import linear_elasticity
 from verimorph.objective.regularity.jacobian import jacobian_folding, jacobian_volume
 from verimorph.objective.regularity.laplacian_prior import laplacian_prior
-from verimorph.objective.regularity.neutral_gradients import neutral_gradients
+from verimorph.objective.regularity.neutral import neutral_gradients
 from verimorph.objective.regularity.total_variation import total_variation
 
 __all__ = [
