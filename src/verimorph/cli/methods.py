@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,7 +135,7 @@ def _one(one: Method, rows: list[Row]) -> None:
     settings = ", ".join(f"{key}={_plain(value)}" for key, value in one.settings().items())
     console.print(f"settings: {settings}", markup=False)
 
-    def show(title: str, headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
+    def show(title: str, headings: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> None:
         console.print(f"\n[bold]{title}[/bold]")
         table = Table(*headings, box=None, header_style="dim", pad_edge=False)
         for line in lines or [("-",) * len(headings)]:

@@ -362,7 +362,8 @@ class _Run:
             finite = math.isfinite(total)
             if self.fabric.world_size > 1:
                 flag = torch.tensor(float(not finite), device=self.fabric.device)
-                if float(self.fabric.all_reduce(flag, reduce_op="sum")) > 0 and finite:
+                bad: Any = self.fabric.all_reduce(flag, reduce_op="sum")
+                if float(bad) > 0 and finite:
                     raise TrainingError(
                         f"training stopped at step {self.step}: another process met a loss of no number"
                     )

@@ -143,7 +143,8 @@ class Recipe(_Strict):
 
     def build_phases(self) -> tuple[Phase, ...]:
         """The phases, with their objectives."""
-        default = self.objective if self.objective is not None else list(_terms(self.method, self.variant))
+        told: list[str | dict[str, Any]] = [*_terms(self.method, self.variant)]
+        default: Terms = self.objective if self.objective is not None else told
         objectives: dict[str, Objective] = {}
 
         def objective(terms: Terms) -> Objective:

@@ -29,8 +29,10 @@ from verimorph.train.state import checkpoints
 from verimorph.train.validate import Validation, validate_registration, validate_segmentation
 
 #: Settings that a recipe and the loop's options have in common.
-_SHARED = ("seed", "accumulate", "clip", "ema", "log_every", "validate_every", "checkpoint_every", "keep", "patience")
-_SHARED += ("channels_last", "tensorboard")
+_SHARED = (
+    *("seed", "accumulate", "clip", "ema", "log_every", "validate_every", "checkpoint_every", "keep", "patience"),
+    *("channels_last", "tensorboard"),
+)
 
 
 @dataclass(frozen=True)
