@@ -59,7 +59,8 @@ class Options:
     keep
         Checkpoints on the disk.
     monitor, highest
-        The measure of the validation that says which model is best, and whether its highest value is.
+        The measure of the validation that says which model is best, and whether its highest value is. None: ``dice``
+        where there is one, else ``loss``, else the last model is; the highest only of Dice.
     patience
         Validations without a better value after which training stops; None: never.
     channels_last
@@ -76,8 +77,8 @@ class Options:
     validate_every: int | None = None
     checkpoint_every: int = 500
     keep: int = 2
-    monitor: str = "dice"
-    highest: bool = True
+    monitor: str | None = None
+    highest: bool | None = None
     patience: int | None = None
     channels_last: bool = False
     tensorboard: bool = True
@@ -442,17 +443,18 @@ class _Run:
         self._training_mode()
         set_random_state(before)
         metrics = self.fabric.broadcast(found.metrics) if self.fabric.world_size > 1 else found.metrics
-        monitor = self.options.monitor
-        if monitor not in metrics:
+        monitor = self.options.monitor or next((name for name in ("dice", "loss") if name in metrics), None)
+        if monitor is not None and monitor not in metrics:
             raise OptionError(f"the validation has no measure '{monitor}'{nearest(monitor, metrics)}")
         if self.fabric.is_global_zero:
             self.validation.add({"step": self.step, **metrics})
             self.board.scalars("validation", metrics, self.step)
             self.board.pictures(found.pictures, self.step)
-        value = metrics[monitor]
-        better = math.isfinite(value) and (
-            self.best is None or (value > self.best if self.options.highest else value < self.best)
-        )
+        value = float(self.step) if monitor is None else metrics[monitor]
+        highest = self.options.highest
+        if highest is None:
+            highest = monitor is None or monitor.startswith("dice")
+        better = math.isfinite(value) and (self.best is None or (value > self.best if highest else value < self.best))
         if better or self.best_step is None:
             self.best = value if math.isfinite(value) else None
             self.best_metrics, self.best_step, self.unimproved = dict(metrics), self.step, 0

@@ -31,7 +31,7 @@ from verimorph.train.validate import Validation, validate_registration, validate
 #: Settings that a recipe and the loop's options have in common.
 _SHARED = (
     *("seed", "accumulate", "clip", "ema", "log_every", "validate_every", "checkpoint_every", "keep", "patience"),
-    *("channels_last", "tensorboard"),
+    *("monitor", "highest", "channels_last", "tensorboard"),
 )
 
 
@@ -66,12 +66,7 @@ def set_up(recipe: Recipe) -> Setup:
     torch.manual_seed(recipe.seed)  # the weights a network begins with
     model = told.model(ndim=data.ndim, channels=data.channels, variant=recipe.variant, **settings)
     _check_stride(model, data, recipe)
-    monitor = recipe.monitor or ("dice" if data.validation_pairs and data.classes else "loss")
-    options = Options(
-        monitor=monitor,
-        highest=recipe.highest if recipe.highest is not None else monitor.startswith("dice"),
-        **{name: getattr(recipe, name) for name in _SHARED},
-    )
+    options = Options(**{name: getattr(recipe, name) for name in _SHARED})
     return Setup(recipe, data, model, phases, _card(recipe, data, settings), options)
 
 
