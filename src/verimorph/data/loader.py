@@ -206,7 +206,7 @@ def batches(
     more: dict[str, Any] = {}
     if workers > 0:
         context = "forkserver" if sys.platform.startswith("linux") else "spawn"
-        more = {"multiprocessing_context": context, "prefetch_factor": 2, "worker_init_fn": _one_thread}
+        more = {"multiprocessing_context": context, "prefetch_factor": 2, "worker_init_fn": _prepare_worker}
     loader = DataLoader(
         items,
         batch_sampler=_Steps(batch, start_step, rank, world),
@@ -234,10 +234,12 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0].rstrip(".")[:160]
 
 
-def _one_thread(_: int) -> None:
-    """Workers share the cores: one thread each."""
+def _prepare_worker(_: int) -> None:
+    """Workers share the cores, one thread each, and keep freed memory: what is a command's entry is this for them."""
+    from verimorph.cli.runtime import tune_allocator
     from verimorph.field.backend import set_threads
 
+    tune_allocator()
     set_threads(1)
 
 
