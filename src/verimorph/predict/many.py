@@ -87,10 +87,13 @@ def predict_many(
     """
     root = Path(folder)
     done = Done()
+    earlier = read_rows(root / TABLE)
     for number, job in enumerate(jobs):
         if tell is not None:
             tell(job.name, number, len(jobs))
-        row = _finished(root, job, registrar, refinement, wanted)
+        row = earlier.get(job.name)
+        if row is not None and not _finished(root, job, row, registrar, refinement, wanted):
+            row = None
         if row is None:
             try:
                 row = _predict(registrar, job, root, wanted, refinement)
@@ -100,7 +103,9 @@ def predict_many(
         else:
             done.skipped += 1
         done.rows.append(row)
-        write_table(done.rows, root / TABLE)
+        # Lines of an earlier run stay until it is their turn: this run may be stopped as well.
+        waiting = [earlier[later.name] for later in jobs[number + 1 :] if later.name in earlier]
+        write_table([*done.rows, *waiting], root / TABLE)
     return done
 
 
@@ -194,30 +199,31 @@ _COLUMNS = ("dice", "folding_percent", "sd_log_jacobian", "ndv_percent")
 
 
 def _finished(
-    root: Path, job: PairJob, registrar: Registrar, refinement: pipeline.Recipe | None, wanted: Wanted
-) -> dict[str, Any] | None:
-    """The table's line of a pair that an earlier run finished, by the same model in the same way; else None."""
-    table = root / TABLE
+    root: Path,
+    job: PairJob,
+    row: dict[str, Any],
+    registrar: Registrar,
+    refinement: pipeline.Recipe | None,
+    wanted: Wanted,
+) -> bool:
+    """Whether an earlier run, by the same model in the same way, left all that is wanted of a pair."""
     folder = root / job.name
     needed = ["transform.h5", "metrics.json", "provenance.json"]
     needed += ["moved.nii.gz"] * wanted.moved + ["field.nii.gz"] * wanted.field + ["grid.nii.gz"] * wanted.grid
     needed += ["report.html"] * wanted.everything
-    if not table.is_file() or not all((folder / name).is_file() for name in needed):
-        return None
+    if row.get("status") != "ok" or not all((folder / name).is_file() for name in needed):
+        return False
     if wanted.submission is not None and not _has_field(root / SUBMISSION, job, wanted):
-        return None
+        return False
     try:
         provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        with table.open(encoding="utf-8", newline="") as opened:
-            row = next((row for row in csv.DictReader(opened) if row["case"] == job.name), None)
-    except (OSError, ValueError, KeyError):
-        return None
-    same = provenance.get("model") == identity_of(registrar.card) and _refinement(
-        provenance.get("settings", {}).get("refinement")
-    ) == _refinement(None if refinement is None else pipeline.describe(refinement))
-    if row is None or row.get("status") != "ok" or not same:
-        return None
-    return {key: value for key, value in row.items() if value}
+    except (OSError, ValueError):
+        return False
+    settings = provenance.get("settings", {})
+    asked = None if refinement is None else pipeline.describe(refinement)
+    return provenance.get("model") == identity_of(registrar.card) and (
+        _refinement(settings.get("refinement")) == _refinement(asked)
+    )
 
 
 def _refinement(settings: dict[str, Any] | None) -> Any:
@@ -234,6 +240,15 @@ def _has_field(folder: Path, job: PairJob, wanted: Wanted) -> bool:
     first, second = (Identity.of(name) for name in job.files)
     name = file_name(fixed=first, moving=second, form=str(wanted.submission), suffix=wanted.suffix)
     return any(folder.rglob(name))
+
+
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Lines of a table that an earlier run left, by case; empty where there is none."""
+    try:
+        with path.open(encoding="utf-8", newline="") as opened:
+            return {row["case"]: {k: v for k, v in row.items() if k and v} for row in csv.DictReader(opened)}
+    except (OSError, KeyError, csv.Error, UnicodeDecodeError):
+        return {}
 
 
 def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -261,6 +276,20 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {key: float(np.nanmean(values)) for key, values in found.items() if not np.isnan(values).all()}
 
 
+def _same_settings(file: Path, segmenter: Segmenter, largest: Any, keep_true: bool) -> bool:
+    """Whether an earlier run in a folder was by the same model in the same way; notes this one if not."""
+    settings = {"model": identity_of(segmenter.card), "largest": largest, "keep_true": keep_true}
+    settings = json.loads(json.dumps(settings))
+    try:
+        if json.loads(file.read_text(encoding="utf-8")) == settings:
+            return True
+    except (OSError, ValueError):
+        pass
+    with replacing(file) as beside:
+        beside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return False
+
+
 def segment_many(
     segmenter: Segmenter,
     jobs: Sequence[ImageJob],
@@ -285,15 +314,16 @@ def segment_many(
 
     root = Path(folder)
     done = Done()
+    same = _same_settings(root / "settings.json", segmenter, largest, keep_true)
+    earlier = read_rows(root / "images.csv") if same else {}
     for number, job in enumerate(jobs):
         if tell is not None:
             tell(job.name, number, len(jobs))
         target = root / f"{job.name}.nii.gz"
         row: dict[str, Any] = {"case": job.name, "status": "ok"}
-        if target.is_file():
-            row["status"] = "was there"
+        if target.is_file() and earlier.get(job.name, {}).get("status") == "ok":
             done.skipped += 1
-            done.rows.append(row)
+            done.rows.append(earlier[job.name])
             continue
         try:
             begun = time.perf_counter()
@@ -313,5 +343,6 @@ def segment_many(
             done.failures.append((job.name, str(error)))
             row |= {"status": "failed", "message": str(error)}
         done.rows.append(row)
-    write_table(done.rows, root / "images.csv")
+        waiting = [earlier[later.name] for later in jobs[number + 1 :] if later.name in earlier]
+        write_table([*done.rows, *waiting], root / "images.csv")
     return done
