@@ -13,6 +13,7 @@ composition unless ``update`` says ``released``, and every step has its own conv
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
@@ -40,7 +41,7 @@ def build(
     always_on_dropout: float = 0.0,
     spacing: int = 3,
     steps: int = 7,
-    update: str = "compose",
+    update: Literal["compose", "released"] = "compose",
     checkpointing: bool = False,
 ) -> nn.Module:
     """Swin encoder, convolutional decoder, and the head of a ``transform``.

@@ -11,6 +11,7 @@ averaged over axes as here; convolutions that follow an upsampling are computed 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
@@ -27,7 +28,7 @@ def build(
     encoder: Sequence[int] = (16, 32, 32, 32),
     decoder: Sequence[int] = (32, 32, 32, 32),
     tail: Sequence[int] = (32, 16, 16),
-    pooling: str = "max",
+    pooling: Literal["max", "stride"] = "max",
 ) -> nn.Module:
     """U-Net and displacement head."""
     features = UNet(ndim=ndim, inputs=2 * channels, encoder=encoder, decoder=decoder, tail=tail, pooling=pooling)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -92,19 +93,19 @@ class ResidualUNet(nn.Module):
             raise OptionError(
                 "a residual network needs two levels, one block each, and fewer coarse levels than levels"
             )
-        settings = {"norm": norm, "activation": activation, "slope": slope}
+        block = partial(ResidualBlock, ndim, norm=norm, activation=activation, slope=slope)
         self.encoder = nn.ModuleList()
         before = inputs
         for level, width in enumerate(channels):
-            first = ResidualBlock(ndim, before, width, stride=1 if level == 0 else 2, **settings)
-            rest = [ResidualBlock(ndim, width, width, **settings) for _ in range(blocks - 1)]
+            first = block(before, width, stride=1 if level == 0 else 2)
+            rest = [block(width, width) for _ in range(blocks - 1)]
             self.encoder.append(nn.Sequential(first, *rest))
             before = width
         self.upsamplers, self.narrow, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for width in reversed(channels[coarse_levels:-1]):
             self.narrow.append(convolution(ndim, before, width, kernel=1))
             self.upsamplers.append(Upsample(ndim, width, mode=upsampling))
-            self.decoder.append(ResidualBlock(ndim, width, width, **settings))
+            self.decoder.append(block(width, width))
             before = width
         self.out_channels, self.stride, self.scale = before, 2 ** (len(channels) - 1), 2**coarse_levels
 

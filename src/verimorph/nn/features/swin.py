@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -183,11 +184,10 @@ class SwinPyramid(nn.Module):
         rates = [drop_path * k / max(total - 1, 1) for k in range(total)]
         self.stages, self.merging, self.norms = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for stage, (channels, depth) in enumerate(zip(self.out_channels, depths, strict=True)):
-            common = {"heads": heads[stage], "window": window, "mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias}
+            block = partial(SwinBlock, heads=heads[stage], window=window, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias)
             self.stages.append(
                 nn.ModuleList(
-                    SwinBlock(channels, shift=k % 2 == 1, drop_path=rates.pop(0), dropout=dropout, **common)
-                    for k in range(depth)
+                    block(channels, shift=k % 2 == 1, drop_path=rates.pop(0), dropout=dropout) for k in range(depth)
                 )
             )
             self.norms.append(nn.LayerNorm(channels))
@@ -215,14 +215,15 @@ class SwinPyramid(nn.Module):
         return maps
 
 
+_convolve = partial(ConvBlock, bias=False, norm="instance", slope=0.01)
+
+
 class _DecoderBlock(nn.Module):
     """Linear upsampling, skip, two convolutions with instance normalisation."""
 
     def __init__(self, ndim: int, inputs: int, skip: int, outputs: int) -> None:
         super().__init__()
-        settings = {"bias": False, "norm": "instance", "slope": 0.01}
-        self.first = ConvBlock(ndim, inputs + skip, outputs, **settings)
-        self.second = ConvBlock(ndim, outputs, outputs, **settings)
+        self.first, self.second = _convolve(ndim, inputs + skip, outputs), _convolve(ndim, outputs, outputs)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         mode = "bilinear" if x.ndim == 4 else "trilinear"
@@ -292,13 +293,12 @@ class SwinUNet(nn.Module):
             checkpointing=checkpointing,
         )
         widths, half = self.encoder.out_channels, embedding // 2
-        skip = {"bias": False, "norm": "instance", "slope": 0.01}
         self.decoder = nn.ModuleList(_DecoderBlock(ndim, 2 * width, width, width) for width in reversed(widths[:-1]))
-        self.half_skip = ConvBlock(ndim, inputs, half, **skip)
+        self.half_skip = _convolve(ndim, inputs, half)
         self.decoder.append(_DecoderBlock(ndim, embedding, half, half))
         self.full_skip: ConvBlock | None = None
         if coarse_levels == 0:
-            self.full_skip = ConvBlock(ndim, inputs, channels, **skip)
+            self.full_skip = _convolve(ndim, inputs, channels)
             self.decoder.append(_DecoderBlock(ndim, half, channels, channels))
         self.out_channels = channels if coarse_levels == 0 else half
         self.stride, self.scale = self.encoder.stride, 2**coarse_levels

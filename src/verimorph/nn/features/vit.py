@@ -10,8 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from verimorph.errors import MissingExtraError, OptionError
+from verimorph.errors import OptionError
 from verimorph.nn.blocks import convolution
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """A function of ours, for which torch takes no fused inference kernel: that one does not export."""
+    return functional.gelu(x)
 
 
 class GlobalTokens(nn.Module):
@@ -29,7 +34,7 @@ class GlobalTokens(nn.Module):
 
     References
     ----------
-    Dosovitskiy et al., An image is worth 16x16 words, ICLR 2021; Chen et al., ViT-V-Net, MIDL 2021. Blocks are MONAI's.
+    Dosovitskiy et al., An image is worth 16x16 words, ICLR 2021; Chen et al., ViT-V-Net, MIDL 2021. Blocks are torch's.
     """
 
     def __init__(
@@ -46,19 +51,16 @@ class GlobalTokens(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        try:
-            from monai.networks.blocks import TransformerBlock
-        except ImportError as error:
-            raise MissingExtraError("MONAI", "train", "a transformer") from error
         if len(grid) != ndim or width % heads:
             raise OptionError(f"tokens need {ndim} numbers of patches and a width that {heads} heads divide")
         self.patch = patch
         self.embed = convolution(ndim, channels, width, kernel=patch, stride=patch)
         self.positions = nn.Parameter(torch.zeros(1, width, *grid))
         nn.init.trunc_normal_(self.positions, std=0.02)
-        self.blocks = nn.ModuleList(TransformerBlock(width, mlp, heads, dropout, qkv_bias=True) for _ in range(depth))
-        for block in self.blocks:
-            block.norm_cross_attn = nn.Identity()  # MONAI makes it and never calls it: a parameter without a gradient
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, heads, mlp, dropout, _gelu, batch_first=True, norm_first=True)
+            for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width)
         self.back = convolution(ndim, width, channels, kernel=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,11 +20,9 @@ class _Step(nn.Module):
 
     def __init__(self, ndim: int, channels: int, images: int, hidden: int, deviation: float) -> None:
         super().__init__()
-        settings = {"bias": False, "norm": "instance", "slope": 0.01}
-        self.pair = ConvBlock(ndim, 2 * images, hidden, **settings)
-        self.join = nn.Sequential(
-            ConvBlock(ndim, channels + hidden, hidden, **settings), ConvBlock(ndim, hidden, hidden, **settings)
-        )
+        block = partial(ConvBlock, ndim, bias=False, norm="instance", slope=0.01)
+        self.pair = block(2 * images, hidden)
+        self.join = nn.Sequential(block(channels + hidden, hidden), block(hidden, hidden))
         self.velocity = start_small(convolution(ndim, hidden, ndim), deviation)
 
     def forward(self, features: Tensor, fixed: Tensor, moved: Tensor) -> Tensor:
