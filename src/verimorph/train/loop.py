@@ -63,6 +63,9 @@ class Options:
         where there is one, else ``loss``, else the last model is; the highest only of Dice.
     patience
         Validations without a better value after which training stops; None: never.
+    minutes
+        Time after which a run ends, whatever steps are left; schedules then follow the time where it is further on than
+        the steps. How far such a run comes depends on the machine: it is not repeated bit for bit. One phase only.
     channels_last
         Keep weights and images with the channels innermost, which convolutions on some machines like better.
     tensorboard
@@ -80,6 +83,7 @@ class Options:
     monitor: str | None = None
     highest: bool | None = None
     patience: int | None = None
+    minutes: float | None = None
     channels_last: bool = False
     tensorboard: bool = True
 
@@ -89,6 +93,8 @@ class Options:
                 raise OptionError(f"{name} is {getattr(self, name)}; give 1 or more")
         if self.ema is not None and not 0 < self.ema < 1:
             raise OptionError(f"ema is {self.ema}; give a share between 0 and 1, such as 0.999")
+        if self.minutes is not None and not self.minutes > 0:
+            raise OptionError(f"minutes is {self.minutes}; give a time above 0, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -231,13 +237,15 @@ class _Run:
         self.count = 0
         self.average: torch.optim.swa_utils.AveragedModel | None = None
         self.optimisers: list[torch.optim.Optimizer] = []
-        self.busy = 0.0
+        self.busy = self.started = 0.0
         self.first = 0
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
     def go(self, resume: bool) -> Result:
-        started = time.monotonic()
+        started = self.started = time.monotonic()
+        if self.options.minutes is not None and len(self.phases) > 1:
+            raise OptionError(f"minutes limits a run of one phase, this one has {len(self.phases)}; give steps")
         self._seed()
         if self.options.channels_last:
             channels_innermost(self.model)
@@ -310,8 +318,8 @@ class _Run:
             loss = self._step(phase, inside, wrapped, batches)
             self.step += 1
             self.busy += time.monotonic() - clock
-            self._tell(phase, inside, loss)
-            last = self.step == self.steps
+            last = self.step == self.steps or self._time_is_up()
+            self._tell(phase, inside, loss, last)
             every = self.options.validate_every
             if last or (every is not None and self.step % every == 0):
                 enough = self._validated(last)
@@ -320,11 +328,23 @@ class _Run:
             if last or enough or self.step % self.options.checkpoint_every == 0:
                 self._checkpoint()
                 checkpointed = self.step
-            if enough:
-                return True
+            if enough or last:
+                return enough
         if checkpointed != self.step and self.step == begin + phase.steps:
             self._checkpoint()  # the next phase may fail at its start
         return False
+
+    def _time_is_up(self) -> bool:
+        limit = self.options.minutes
+        return limit is not None and bool(self.fabric.broadcast(time.monotonic() - self.started >= 60 * limit))
+
+    def _share(self, phase: Phase, inside: int) -> float:
+        """How much of a phase is done, 0 to 1: by steps, or by the time where it is limited and further on."""
+        share = inside / phase.steps
+        if self.options.minutes is not None:
+            passed = (time.monotonic() - self.started) / (60 * self.options.minutes)
+            share = min(max(share, float(self.fabric.broadcast(passed))), 1.0)
+        return share
 
     def _step(self, phase: Phase, inside: int, wrapped: nn.Module, batches: Iterator[Batch]) -> float:
         """One step of every part whose turn it is; the total of the last objective."""
@@ -346,7 +366,7 @@ class _Run:
             for number in numbers:
                 optimiser = self.stepping[number]
                 for group in optimiser.param_groups:
-                    group["lr"] = phase.parts[number].optimiser.at(inside, phase.steps)
+                    group["lr"] = phase.parts[number].optimiser.at(inside, phase.steps, self._share(phase, inside))
                 if self.options.clip is not None:
                     self.fabric.clip_gradients(wrapped, optimiser, max_norm=self.options.clip, error_if_nonfinite=False)
                 optimiser.step()
@@ -358,7 +378,7 @@ class _Run:
         """Forward and backward pass of one batch; refuses a loss that is no number before it reaches the weights."""
         try:
             tensors = objective_tensors(wrapped, batch, objective, symmetric=phase.symmetric)
-            evaluation = objective(tensors, progress=inside / phase.steps, condition=batch.get("condition"))
+            evaluation = objective(tensors, progress=self._share(phase, inside), condition=batch.get("condition"))
             total = float(evaluation.total.detach())
             finite = math.isfinite(total)
             if self.fabric.world_size > 1:
@@ -413,17 +433,17 @@ class _Run:
 
     # -- looking at it ------------------------------------------------------------------------------------------------
 
-    def _tell(self, phase: Phase, inside: int, loss: float) -> None:
+    def _tell(self, phase: Phase, inside: int, loss: float, last: bool) -> None:
         speed = (self.step - self.first) / self.busy if self.busy > 0 else 0.0
         if self.on_step is not None:
             self.on_step(Progress(phase.name, self.step, self.steps, loss, speed, self.best))
-        if self.step % self.options.log_every and self.step != self.steps:
+        if self.step % self.options.log_every and not last:
             return
         means = {name: float(total) / max(self.count, 1) for name, total in self.sums.items()}
         self.sums, self.count = {}, 0
         if not self.fabric.is_global_zero:
             return
-        lr = phase.parts[phase.turn(inside)[0]].optimiser.at(inside, phase.steps)
+        lr = phase.parts[phase.turn(inside)[0]].optimiser.at(inside, phase.steps, self._share(phase, inside))
         self.log.add({"step": self.step, "phase": phase.name, "lr": lr, **means})
         self.board.scalars("train", {**means, "lr": lr, "steps_per_second": speed}, self.step)
 
@@ -479,9 +499,10 @@ class _Run:
                 found += [names[int(item) % len(names)] for item in (~torch.isfinite(each)).nonzero().reshape(-1)]
         pairs = list(dict.fromkeys(found)) or names
         terms = " and ".join(f"'{name}'" for name in bad) or "a weight of a term"
+        verb = "are" if len(bad) > 1 else "is"
         about = f" for {', '.join(pairs[:4])}" + (" and others" if len(pairs) > 4 else "") if pairs else ""
         return (
-            f"training stopped at step {self.step}: {terms} is no finite number{about}; look at these images, or take "
+            f"training stopped at step {self.step}: {terms} {verb} no finite number{about}; look at these images, or take "
             f"a smaller lr or clip the gradients{self._go_on()}"
         )
 

@@ -71,9 +71,9 @@ class Optimiser:
         except (TypeError, ValueError) as error:
             raise OptionError(f"optimiser '{self.name}': {error}") from None
 
-    def at(self, step: int, steps: int) -> float:
-        """Step length at a step (from 0) of a phase of ``steps``."""
-        t = min(step / max(steps, 1), 1.0)
+    def at(self, step: int, steps: int, share: float | None = None) -> float:
+        """Step length at a step (from 0) of a phase of ``steps``; ``share`` of the way done, where time decides it."""
+        t = min(step / max(steps, 1) if share is None else share, 1.0)
         shape = 1.0
         if self.schedule == "cosine":
             shape = (1 + math.cos(math.pi * t)) / 2

@@ -101,8 +101,8 @@ class Recipe(_Strict):
         See `verimorph.train.phases`. Without ``phases`` there is one, of these settings.
     precision
         ``32-true``, ``bf16-mixed`` or ``16-mixed``; ``gpu-bf16`` is bf16-mixed on a GPU and 32-true elsewhere.
-    seed, ema, clip, log_every, validate_every, checkpoint_every, keep, monitor, highest, patience, channels_last,
-    tensorboard
+    seed, ema, clip, log_every, validate_every, checkpoint_every, keep, monitor, highest, patience, minutes,
+    channels_last, tensorboard
         See `verimorph.train.loop.Options`.
     start
         How predictions bring a pair together before the model sees it: ``none``, ``centres``, ``rigid``, ``affine``.
@@ -136,6 +136,7 @@ class Recipe(_Strict):
     monitor: str | None = None
     highest: bool | None = None
     patience: int | None = Field(default=None, ge=1)
+    minutes: float | None = Field(default=None, gt=0)
     channels_last: bool = False
     tensorboard: bool = True
     start: str = "none"
