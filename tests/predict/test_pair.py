@@ -63,7 +63,7 @@ def test_refinement_lowers_the_objective_and_starts_from_the_prediction(registra
     plain = predict_pair(registrar, fixed=fixed, moving=moving)
     seen = []
     refined = predict_pair(
-        registrar, fixed=fixed, moving=moving, refinement=refinement_recipe(12), progress=seen.append
+        registrar, fixed=fixed, moving=moving, refinement=refinement_recipe(12, levels=(1,)), progress=seen.append
     )
     values = [step.value for step in refined.history]
     assert values[-1] < values[0] - 0.01
@@ -76,7 +76,7 @@ def test_refinement_lowers_the_objective_and_starts_from_the_prediction(registra
     assert difference(refined) < difference(plain)
     # The linear part is the prediction's own, and one iteration changes its field by a step at most.
     np.testing.assert_array_equal(refined.transform.parts[1].matrix, plain.transform.parts[1].matrix)
-    once = predict_pair(registrar, fixed=fixed, moving=moving, refinement=refinement_recipe(1))
+    once = predict_pair(registrar, fixed=fixed, moving=moving, refinement=refinement_recipe(1, levels=(1,)))
     change = once.transform.parts[0].displacement - plain.transform.parts[0].displacement
     assert 0 < float(change.abs().max()) < 1.2
     assert refined.settings["refinement"]["iterations"] == [12]
@@ -84,7 +84,7 @@ def test_refinement_lowers_the_objective_and_starts_from_the_prediction(registra
 
 
 def test_refinement_settings():
-    recipe = refinement_recipe(10, levels=(2, 1), similarity="mse")
+    recipe = refinement_recipe(10, similarity="mse")
     assert (recipe.levels, recipe.iterations, recipe.stages) == ((2, 1), (5, 10), ("deformable",))
     with pytest.raises(OptionError, match="--refine is 0"):
         refinement_recipe(0)

@@ -108,7 +108,7 @@ def predict(
     ] = None,
     levels: Annotated[
         str | None,
-        option("--levels", value="2x1", text="Shrink factors; above 1 with half of the iterations.", panel=_REFINE),
+        option("--levels", value="1", text="Shrink factors, default 2x1; above 1 half of N.", panel=_REFINE),
     ] = None,
     start: Annotated[
         str | None,

@@ -7,7 +7,6 @@ greedy diffeomorphic solver, started from the predicted field, with the predicte
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,14 @@ from verimorph.image import Image
 from verimorph.solve.progress import Event
 from verimorph.transform import Affine, Dense, Transform, parts_of
 
-STEP_VOXELS = 0.5
-"""Longest step of a refinement: a prediction is nearer to its optimum than the start of a registration is."""
+LEVELS = (2, 1)
+"""Half resolution first, with half of the iterations: a sixteenth more work. On eight pairs of the hippocampus, from
+two poor starts, Dice after 10 and 30 iterations was 0.001 to 0.010 higher than at full resolution alone; steps of half
+the usual length gained nothing."""
 
 
 def refinement_recipe(iterations: int, **settings: Any) -> pipeline.Recipe:
-    """What a refinement of so many iterations does: the deformable stage at the finest level, nothing else.
+    """What a refinement does: the deformable stage, so many iterations at full resolution, half of them above.
 
     Parameters
     ----------
@@ -40,10 +41,9 @@ def refinement_recipe(iterations: int, **settings: Any) -> pipeline.Recipe:
     """
     if iterations < 1:
         raise OptionError(f"--refine is {iterations}; give the number of iterations, 1 or more")
-    levels = tuple(settings.pop("levels", None) or (1,))
+    levels = tuple(settings.pop("levels", None) or LEVELS)
     counts = tuple(max(1, iterations // 2) if level > 1 else iterations for level in levels)
-    recipe = pipeline.make_recipe(stages=("deformable",), levels=levels, iterations=counts, **settings)
-    return replace(recipe, deformable=replace(recipe.deformable, step_voxels=STEP_VOXELS))
+    return pipeline.make_recipe(stages=("deformable",), levels=levels, iterations=counts, **settings)
 
 
 def refine(

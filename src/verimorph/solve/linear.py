@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
-from scipy.optimize import minimize
 from torch import Tensor
 
 from verimorph.field import voxel_index, warp, warp_with_gradient
@@ -221,6 +220,8 @@ def solve_linear(
             record(count, value)
         count += 1
         return value, model.gradient(start, theta, slope)
+
+    from scipy.optimize import minimize  # a fifth of the start-up of whatever uses this room but fits nothing linear
 
     options = {"maxiter": iterations, "ftol": tolerance, "gtol": 1e-9, "maxls": 10}
     found = minimize(evaluate, np.zeros(model.size), jac=True, method="L-BFGS-B", options=options)
