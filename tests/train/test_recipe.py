@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.train.phantom import disc
 from verimorph.errors import InputError, OptionError
 from verimorph.methods import method
 from verimorph.methods.checkpoint import load_model
+from verimorph.train.loop import Options
 from verimorph.train.recipe import Recipe, assignments, merged, read_recipe, read_yaml, settle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,6 +178,19 @@ def test_a_recipe_runs_from_files_to_a_model(pairs, tmp_path):
     assert module(fixed=image, moving=image)["field"].shape == (1, 3, 16, 16, 8)
     with pytest.raises(InputError, match=r"holds a run already.*--resume"):
         run_recipe(recipe, tmp_path / "run", accelerator="cpu")
+
+
+def test_every_option_of_the_loop_can_be_set_by_a_recipe(pairs):
+    given = {
+        "accumulate": 2, "clip": 3.0, "ema": 0.5, "log_every": 7, "validate_every": 8, "checkpoint_every": 9, "keep": 4,
+        "monitor": "loss", "highest": False, "patience": 5, "minutes": 0.5, "channels_last": True, "tensorboard": False,
+        "seed": 6,
+    }  # fmt: skip
+    assert set(given) == {field.name for field in fields(Options)}
+    from verimorph.train.run import set_up
+
+    options = set_up(small(pairs, **given)).options
+    assert {name: getattr(options, name) for name in given} == given
 
 
 def test_a_grid_that_the_network_cannot_take_is_refused(pairs):

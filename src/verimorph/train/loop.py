@@ -265,6 +265,13 @@ class _Run:
                 if stopped:
                     break
                 begin += phase.steps
+        except RuntimeError as error:  # raised by a signal, wherever the loop happens to be
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ResourceError(
+                f"a data worker ended unexpectedly at step {self.step}, most likely for want of memory; "
+                f"use fewer workers{self._go_on()}"
+            ) from error
         finally:
             self.board.close()
         done = max(self.step - self.first, 0)
@@ -411,13 +418,6 @@ class _Run:
             batch = next(batches)
         except StopIteration:
             raise InputError(f"the training data ended after {self.drawn} batches; it must go on") from None
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise ResourceError(
-                f"a data worker ended unexpectedly at step {self.step}, most likely for want of memory; "
-                f"use fewer workers{self._go_on()}"
-            ) from error
         self.drawn += 1
         return self._on_device(checked_batch(batch, objective))
 
@@ -502,8 +502,8 @@ class _Run:
         verb = "are" if len(bad) > 1 else "is"
         about = f" for {', '.join(pairs[:4])}" + (" and others" if len(pairs) > 4 else "") if pairs else ""
         return (
-            f"training stopped at step {self.step}: {terms} {verb} no finite number{about}; look at these images, or take "
-            f"a smaller lr or clip the gradients{self._go_on()}"
+            f"training stopped at step {self.step}: {terms} {verb} no finite number{about}; look at these images, or "
+            f"take a smaller lr or clip the gradients{self._go_on()}"
         )
 
     def _go_on(self) -> str:

@@ -31,7 +31,7 @@ from verimorph.train.validate import Validation, validate_registration, validate
 #: Settings that a recipe and the loop's options have in common.
 _SHARED = (
     *("seed", "accumulate", "clip", "ema", "log_every", "validate_every", "checkpoint_every", "keep", "patience"),
-    *("monitor", "highest", "channels_last", "tensorboard"),
+    *("monitor", "highest", "minutes", "channels_last", "tensorboard"),
 )
 
 

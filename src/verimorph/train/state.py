@@ -39,18 +39,17 @@ def flatten(state: Any, name: str = "") -> tuple[Any, dict[str, Tensor]]:
         return {_MARK: name}, {name: state}
     if isinstance(state, np.ndarray):
         return {_MARK: name, "numpy": str(state.dtype)}, {name: torch.from_numpy(state.astype(np.int64))}
-    tensors: dict[str, Tensor] = {}
-
-    def inner(key: object, value: Any) -> Any:
-        plain, found = flatten(value, f"{name}/{key}")
-        tensors.update(found)
-        return plain
-
     if isinstance(state, Mapping):  # pairs, as the keys of an optimiser's state are numbers
-        return {"kind": "dict", "items": [[key, inner(key, value)] for key, value in state.items()]}, tensors
+        parts = {key: flatten(value, f"{name}/{key}") for key, value in state.items()}
+        plain: Any = {"kind": "dict", "items": [[key, part] for key, (part, _) in parts.items()]}
+        return plain, {place: tensor for _, found in parts.values() for place, tensor in found.items()}
     if isinstance(state, list | tuple):
-        kind = "list" if isinstance(state, list) else "tuple"
-        return {"kind": kind, "items": [inner(key, value) for key, value in enumerate(state)]}, tensors
+        entries = state if isinstance(state, list) else list(state)
+        if all(type(entry) in (int, float, str) for entry in entries):  # the state of Python's generator is long
+            return {"kind": "list" if isinstance(state, list) else "tuple", "items": entries}, {}
+        inner = [flatten(value, f"{name}/{key}") for key, value in enumerate(entries)]
+        plain = {"kind": "list" if isinstance(state, list) else "tuple", "items": [part for part, _ in inner]}
+        return plain, {place: tensor for _, found in inner for place, tensor in found.items()}
     if state is None or isinstance(state, bool | int | float | str):
         return state, tensors
     raise TypeError(f"a checkpoint cannot hold {type(state).__name__} ({name})")
