@@ -53,9 +53,11 @@ def main() -> None:
 
     import torch
 
+    from verimorph.cli.runtime import tune_allocator
     from verimorph.field import backend
     from verimorph.objective import regularity, similarity
 
+    tune_allocator()  # as every command does: else fresh pages cost more than the arithmetic
     backend.set_threads(arguments.threads)
     shape = tuple(int(length) for length in arguments.shape.split("x"))
     generator = torch.Generator().manual_seed(0)

@@ -181,8 +181,9 @@ def correlation(
     """Squared local correlation summed over the volume; the factors of its gradient take the place of the sums.
 
     ``planes`` holds in-plane sums as `planes_of_products` leaves them, ``rz + 1`` planes late, so that what is written
-    at plane z (a, b and a mean_I - b mean_J of the formula in ``lncc``) covers only what no later plane reads. ``share``
-    is mask times weight. Where ``known`` is false, ``mean`` and ``scatter`` of the first image come from its sums.
+    at plane z (a, b and a mean_I - b mean_J of the formula in ``lncc``) covers only what no later plane reads.
+    ``share`` is mask times weight. Where ``known`` is false, ``mean`` and ``scatter`` of the first image come from its
+    sums.
     """
     _, late, ny, nx = planes.shape
     nz = late - rz - 1
