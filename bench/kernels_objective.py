@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shape", default="160x192x224")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--only", default="", help="only measures whose name contains this")
+    parser.add_argument("--only", default="", help="only measures whose name contains one of these, by +")
     arguments = parser.parse_args()
     os.environ["NUMBA_NUM_THREADS"] = str(arguments.threads)
 
@@ -116,8 +116,9 @@ def main() -> None:
         ("bending energy, value and gradient", with_gradient(regularity.bending, displacement)),
         ("linear elasticity, value and gradient", with_gradient(regularity.linear_elasticity, displacement)),
         ("Jacobian folding, value and gradient", with_gradient(regularity.jacobian_folding, displacement)),
+        ("Jacobian volume, value and gradient", with_gradient(regularity.jacobian_volume, displacement)),
     ]
-    rows = [row for row in rows if arguments.only.lower() in row[0].lower()]
+    rows = [row for row in rows if any(part in row[0].lower() for part in arguments.only.lower().split("+"))]
     print(f"{arguments.shape}, {arguments.threads} threads, kernels: {backend.kernels_in_use()}\n")
     print("| measure | x copy | x copy, CPU | ms | copy ms | CPU ms | first call s |")
     print("|---|---|---|---|---|---|---|")
