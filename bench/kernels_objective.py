@@ -47,15 +47,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shape", default="160x192x224")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--only", default="", help="only measures whose name contains this")
+    parser.add_argument("--only", default="", help="only measures whose name contains one of these, by +")
     arguments = parser.parse_args()
     os.environ["NUMBA_NUM_THREADS"] = str(arguments.threads)
 
     import torch
 
+    from verimorph.cli.runtime import tune_allocator
     from verimorph.field import backend
-    from verimorph.objective import regularity, similarity
+    from verimorph.objective import consistency, labels, regularity, similarity
 
+    tune_allocator()  # as every command does: else fresh pages cost more than the arithmetic
     backend.set_threads(arguments.threads)
     shape = tuple(int(length) for length in arguments.shape.split("x"))
     generator = torch.Generator().manual_seed(0)
@@ -114,8 +116,33 @@ def main() -> None:
         ("bending energy, value and gradient", with_gradient(regularity.bending, displacement)),
         ("linear elasticity, value and gradient", with_gradient(regularity.linear_elasticity, displacement)),
         ("Jacobian folding, value and gradient", with_gradient(regularity.jacobian_folding, displacement)),
+        ("Jacobian volume, value and gradient", with_gradient(regularity.jacobian_volume, displacement)),
     ]
-    rows = [row for row in rows if arguments.only.lower() in row[0].lower()]
+    opposite = -displacement
+    classes = torch.cat([fixed, moved, 1 - fixed, 1 - moved], 1).softmax(1)  # four labels
+    others = classes.flip(1).contiguous()
+    points = torch.rand(1, 300, 3, generator=generator) * (torch.tensor(shape) - 1)
+    rows += [
+        (f"{name}, value and gradient", with_gradient(function, *inputs))
+        for name, function, inputs in (
+            ("Laplacian prior", regularity.laplacian_prior, (displacement, opposite)),
+            ("inverse consistency", consistency.inverse_consistency, (displacement, opposite)),
+            ("gradient inverse consistency", consistency.gradient_inverse_consistency, (displacement, opposite)),
+            ("feature distance, 4 channels", similarity.feature_distance, (classes, others)),
+            ("soft Dice, 4 labels", labels.soft_dice, (classes, others)),
+            ("generalised Dice, 4 labels", labels.generalised_dice, (classes, others)),
+            ("partial-label Dice, 4 labels", labels.partial_dice, (classes, others)),
+            ("cross-entropy, 4 labels", labels.cross_entropy, (classes, others)),
+            ("known field", labels.known_field_distance, (opposite, displacement)),
+        )
+    ]
+
+    def landmarks() -> None:
+        leaf = displacement.detach().requires_grad_()
+        labels.landmark_distance(leaf, points, points).backward()
+
+    rows.append(("landmarks, 300 points, value and gradient", landmarks))
+    rows = [row for row in rows if any(part in row[0].lower() for part in arguments.only.lower().split("+"))]
     print(f"{arguments.shape}, {arguments.threads} threads, kernels: {backend.kernels_in_use()}\n")
     print("| measure | x copy | x copy, CPU | ms | copy ms | CPU ms | first call s |")
     print("|---|---|---|---|---|---|---|")

@@ -71,3 +71,8 @@ def test_engines_by_name_group_and_command():
     for wrong in ("tool {fixed}", "mine=tool {fixed}", "mine=tool {out} {typo}"):
         with pytest.raises(OptionError):
             command_engine(wrong)
+
+
+def test_pairs_of_two_contrasts_are_marked(data):
+    marked = {case.name for case in read_cases(LISTS / "peers.csv", data=data) if case.contrast == "different"}
+    assert marked == {"histology2d.allen019", "multimodal.patient01-T1v1-FLAIRv2"}

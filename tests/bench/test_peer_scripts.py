@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,3 +99,26 @@ def test_demons_script_finds_a_known_shift(data, cases, tmp_path):
     assert scores["reference_error"] < 0.5 * 14**0.5  # a wrong sign or axis would at least double it
     assert result["versions"]["SimpleITK"]
     assert result["register_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "contrast", "metric"),
+    [("deformable", "same", "NCC"), ("deformable", "different", "NMI"), ("rigid", "same", "NMI")],
+)
+def test_greedy_compares_contrasts_by_information(job, monkeypatch, kind, contrast, metric):
+    monkeypatch.setitem(sys.modules, "job", job)
+    monkeypatch.setitem(sys.modules, "picsl_greedy", SimpleNamespace(Greedy2D=None, Greedy3D=None))
+    spec = importlib.util.spec_from_file_location("greedy", PEERS / "greedy.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    said = []
+
+    class Engine(dict):
+        def execute(self, command, **_):
+            said.append(command)
+
+    image = sitk.Image([32, 32, 32], sitk.sitkFloat32)
+    task = SimpleNamespace(kind=kind, contrast=contrast, fixed_mask=None, threads=1)
+    settings = {"affine_metric": "NCC", "linear_metric": "NMI", "iterations": [1, 1]}
+    script.affine(task, Engine(matrix=np.eye(4)), image, image, settings)
+    assert f"-m {metric} " in said[0]

@@ -56,6 +56,37 @@ def test_ticks_are_round_and_span_the_values():
         np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
 
 
+def test_an_axis_of_nothing_but_zeros_has_no_negative_half():
+    assert nice_ticks(0.0, 0.0)[0] == 0.0
+
+
+def test_labels_say_how_many_pairs_where_a_method_has_fewer(cohort):
+    cohort.label_rows += [{"method": "theirs", "case": c, "label": 3, "name": "thalamus", "dice": 0.6} for c in "ab"]
+    page = render(cohort)
+    assert "0.6 <span" in page
+    assert "(2)</span>" in page
+
+
+def test_a_method_without_a_number_has_no_interval(cohort, capsys):
+    from verimorph.cli.evaluate_tables import print_cohort
+
+    for row in cohort.rows:
+        if row["method"] != "identity":
+            row["inverse_consistency_forward_mean_mm"] = 0.1
+    assert "– to –" not in render(cohort)
+    print_cohort(cohort, None)
+    assert "– to –" not in capsys.readouterr().out
+
+
+def test_too_few_pairs_for_a_test_are_said_to_be(cohort, capsys):
+    from verimorph.cli.evaluate_tables import print_cohort
+
+    few = Cohort("few", "honest", ["identity", "ours"], ["p00", "p01"])
+    few.rows = [row for row in cohort.rows if row["method"] in few.methods and row["case"] in few.cases]
+    print_cohort(few, None)
+    assert "2 pairs cannot show one: the test needs 6 or more" in capsys.readouterr().out
+
+
 def test_names_have_units():
     assert measure_name("surface_dice_1.5mm") == ("Surface Dice within 1.5 mm", "")
     assert measure_name("hd95_voxel") == ("Hausdorff distance, 95 %", "voxels")

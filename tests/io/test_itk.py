@@ -10,7 +10,7 @@ import torch
 from verimorph.errors import InputError
 from verimorph.image import Image
 from verimorph.io import as_image, read_image, write_image
-from verimorph.io.itk import to_simpleitk
+from verimorph.io.itk import reason, to_simpleitk
 
 RAS = np.array([-1.0, -1.0, 1.0])
 
@@ -131,3 +131,7 @@ def test_arrays_tensors_and_images_are_images(oblique_grid, random):
     for thing in (3, None, b"ab", np.zeros(3, complex)):
         with pytest.raises(InputError):
             as_image(thing)
+
+
+def test_messages_hold_no_address():
+    assert reason(RuntimeError("sitk::ERROR: TransformFileReaderTemplate(0x5599e9b88200): Could not")) == "Could not"

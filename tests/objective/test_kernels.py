@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from verimorph.field.backend import kernels_in_use, plain_torch
+from verimorph.objective import regularity
 from verimorph.objective import similarity as s
 
 pytestmark = pytest.mark.skipif(kernels_in_use() != "numba", reason="no numba here: plain torch is all there is")
@@ -120,6 +122,44 @@ def test_patches_and_binned_moments(measure, shape, textured):
         assert (single - exact).abs().max() <= 1e-3 * exact.abs().max()
 
 
+REGULARISERS = {
+    "diffusion": regularity.diffusion,
+    "tv": regularity.total_variation,
+    "bending": regularity.bending,
+    "elastic": regularity.linear_elasticity,
+    "folding": functools.partial(regularity.jacobian_folding, margin=0.1),
+    "log volume": functools.partial(regularity.jacobian_volume, floor=0.3, stencil="corners"),
+    "volume": functools.partial(regularity.jacobian_volume, floor=0.3, form="symmetric"),
+}
+
+
+@pytest.mark.parametrize("measure", REGULARISERS)
+@pytest.mark.parametrize("shape", [(13, 11), (20, 9, 14), (35, 3, 4)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_regularisers(measure, shape, masked, textured):
+    ndim = len(shape)
+    generator = torch.Generator().manual_seed(5)
+    field = torch.randn(2, ndim, *shape, generator=generator, dtype=torch.float64)
+    options = {"reduction": "none"}
+    if measure in ("diffusion", "tv", "bending", "elastic"):
+        options["spacing"] = (1.5, 0.7, 2.0)[:ndim]
+    if masked:
+        options["mask"] = (textured(shape, 3, batch=2) > 0.2).double()
+        options["weight"] = textured(shape, 4, batch=2).double() + 0.5
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = field.to(dtype).requires_grad_()
+        value = REGULARISERS[measure](
+            leaf, **{n: v.to(dtype) if isinstance(v, torch.Tensor) else v for n, v in options.items()}
+        )
+        (value * value.new_tensor([1.0, 3.0])).sum().backward()
+        results.append((value.double(), leaf.grad.double()))
+    (value, gradient), (expected, slope) = results
+    assert expected.min() > 0
+    torch.testing.assert_close(value, expected, rtol=2e-6, atol=0)
+    assert (gradient - slope).abs().max() <= 1e-5 * slope.abs().max()
+
+
 FAST = {
     "lncc": lambda f, m, **o: s.lncc_value_and_gradient(f, m, 2, **o),
     "mse": s.mse_value_and_gradient,
@@ -149,10 +189,18 @@ def test_value_and_gradient_is_that_of_autograd(name, dtype, textured):
 
 DIGEST = """
 import hashlib, torch
-from verimorph.objective import similarity as s
+from verimorph.objective import regularity
+from verimorph.objective import regularity as r, similarity as s
 def digest():
     fixed, moved = torch.rand(2, 1, 1, 66, 58, 47, generator=torch.Generator().manual_seed(0))
+    field = torch.randn(1, 3, 66, 58, 47, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    slopes = []
+    for penalty in (r.diffusion, r.total_variation, r.bending, r.linear_elasticity, r.jacobian_folding):
+        slopes += torch.autograd.grad(penalty(field), field)
+    leaf = moved.clone().requires_grad_()
     parts = [
+        *slopes,
+        *torch.autograd.grad(s.mind_distance(fixed, leaf), leaf),
         *s.lncc_value_and_gradient(fixed, moved, 4),
         *s.mse_value_and_gradient(fixed, moved),
         *s.mutual_information_value_and_gradient(fixed, moved),

@@ -13,6 +13,7 @@ region              mask in a space from which ``region_to_fixed`` and ``region_
                     files, separated by blanks, the first acting first on a point) lead to the two images: mean
                     distance between the engine's map and the reference, over the mask
 kind                ``deformable``, ``affine`` or ``rigid`` (default deformable)
+contrast            ``same`` (default) or ``different``: engines that need to be told how the images relate are told
 start               what the identity row is: ``header`` (default), ``centre`` of the grids, ``centre-of-mass``
 clip                two numbers: intensities are clipped to them for every engine
 units               ``mm`` (default) or ``voxel``: no millimetre figures where the voxel size is unknown
@@ -28,10 +29,12 @@ from pathlib import Path
 from verimorph.errors import InputError, OptionError, nearest
 
 KINDS = {"deformable": "deformable", "deform": "deformable", "affine": "affine", "rigid": "rigid"}
+CONTRASTS = ("same", "different")
 STARTS = ("header", "centre", "centre-of-mass")
 UNITS = ("mm", "voxel")
 _FILES = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "landmarks", "region")
-_COLUMNS = {"case", "set", "dim", *_FILES, "region_to_fixed", "region_to_moving", "kind", "start", "clip", "units"}
+_COLUMNS = {"case", "set", "dim", *_FILES, "region_to_fixed", "region_to_moving", "kind"}
+_COLUMNS |= {"contrast", "start", "clip", "units"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Case:
     region_to_fixed: tuple[Path, ...] = ()
     region_to_moving: tuple[Path, ...] = ()
     kind: str = "deformable"
+    contrast: str = "same"
     start: str = "header"
     clip: tuple[float, float] | None = None
     units: str = "mm"
@@ -185,6 +189,7 @@ def _case(row: dict[str, str], file: Path, line: int, data: Path) -> Case:
         region_to_fixed=tuple(path(part) for part in value.get("region_to_fixed", "").split()),
         region_to_moving=tuple(path(part) for part in value.get("region_to_moving", "").split()),
         kind=one_of("kind", KINDS, "deformable"),
+        contrast=one_of("contrast", CONTRASTS, "same"),
         start=one_of("start", STARTS, "header"),
         clip=clip,
         units=one_of("units", UNITS, "mm"),

@@ -99,6 +99,7 @@ class Engine:
             "fixed_mask": str(case.fixed_mask) if case.fixed_mask else None,
             "moving_mask": str(case.moving_mask) if case.moving_mask else None,
             "kind": case.kind,
+            "contrast": case.contrast,
             "threads": threads,
             "settings": dict(self.settings),
             "out": str(out),

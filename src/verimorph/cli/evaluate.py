@@ -334,7 +334,7 @@ def _require_some(cohort: Cohort) -> None:
         if not any(row["status"] == "ok" for row in cohort.rows if row["method"] == method):
             raise InputError(
                 f"{cohort.folders[method]}: not one of the {len(cohort.cases)} pairs has a usable result there; "
-                f"expected e.g. {cohort.cases[0]}/transform.h5 or {cohort.cases[0]}.h5"
+                f"expected e.g. {cohort.cases[0]}/transform.h5, {cohort.cases[0]}.h5 or disp_FIXED_MOVING.nii.gz"
             )
 
 

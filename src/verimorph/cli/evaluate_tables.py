@@ -48,6 +48,10 @@ def print_pair(metrics: dict[str, Any], *, names: dict[int, str] | None = None, 
         _print(console, f"Inverse consistency ({unit})", columns, rows)
 
 
+#: Fewest pairs with which a signed-rank test can give a p below 0.05: 2^(1 - n).
+_PAIRS_FOR_A_TEST = 6
+
+
 def print_cohort(cohort: Cohort, output: Path | None) -> None:
     """Print the summary of many pairs, the comparison, what was wrong, and where the files are."""
     console = _console()
@@ -55,7 +59,8 @@ def print_cohort(cohort: Cohort, output: Path | None) -> None:
     rows: list[tuple[str, ...]] = []
     before = None
     for row in cohort.summary():
-        interval = f"{format_number(row['ci95_low'])} to {format_number(row['ci95_high'])}"
+        ends = format_number(row["ci95_low"]), format_number(row["ci95_high"])
+        interval = "–" if row["n"] == 0 else " to ".join(ends)
         numbers = format_number(row["mean"]), interval, format_number(row["median"]), str(row["n"])
         rows.append((_title(row["measure"]) if row["measure"] != before else "", row["method"], *numbers))
         before = row["measure"]
@@ -75,7 +80,8 @@ def print_cohort(cohort: Cohort, output: Path | None) -> None:
 
 def _print_comparison(console: Console, cohort: Cohort) -> None:
     rows = []
-    for row in cohort.comparison():
+    compared = cohort.comparison()
+    for row in compared:
         if row["better"]:
             other = row["first"] if row["better"] == row["second"] else row["second"]
             by, effect = format_number(abs(row["mean_difference"])), f"{abs(row['effect_size']):.2f}"
@@ -85,6 +91,9 @@ def _print_comparison(console: Console, cohort: Cohort) -> None:
         _print(console, "Differences with p < 0.05 (Wilcoxon signed-rank, Holm)", columns, rows)
     else:
         console.print("no difference between methods has a corrected p below 0.05")
+        most = max((row["n"] for row in compared), default=0)
+        if most < _PAIRS_FOR_A_TEST:
+            console.print(f"{most} pairs cannot show one: the test needs {_PAIRS_FOR_A_TEST} or more", style="dim")
 
 
 def _print_labels(console: Console, labels: dict[str, Any], names: dict[int, str], per_label: bool) -> None:

@@ -100,6 +100,8 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     >>> nice_ticks(0.31, 0.79)
     [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
     """
+    if low == high == 0:  # no folding at all: a share has no negative half
+        high = 1.0
     if high - low < 1e-12 * max(abs(low), abs(high), 1e-12):
         margin = abs(low) * 0.1 or 1.0
         low, high = low - margin, high + margin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -173,10 +174,11 @@ def itk_geometry(affine: Float[ndarray, "h h"], name: str = "grid") -> tuple[lis
 
 
 def reason(error: BaseException) -> str:
-    """Return the last meaningful line of ITK's many-line message."""
+    """Return the last meaningful line of ITK's many-line message, without the address of the object that says it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next((line for line in reversed(lines) if "error" in line.lower() or "exception" in line.lower()), "")
-    return (told.split("ERROR:")[-1].strip() or (lines[-1] if lines else type(error).__name__))[:160]
+    line = told.split("ERROR:")[-1].strip() or (lines[-1] if lines else type(error).__name__)
+    return re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", line)[:160]
 
 
 def _reader(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""One autograd function for every pair measure whose gradient is known in closed form."""
+"""Autograd functions for measures whose gradient is known in closed form: of a pair of images, of one field."""
 
 from __future__ import annotations
 
@@ -40,3 +40,26 @@ def analytic_pair(
     multiplication. Second derivatives are refused.
     """
     return _AnalyticPair.apply(fixed, moved, compute)
+
+
+#: ``compute(field, wanted)`` -> one value an item and its gradient (None where not wanted).
+FieldGradient = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
+
+
+class _AnalyticField(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, field: Tensor, compute: FieldGradient) -> Tensor:
+        value, gradient = compute(field.detach(), ctx.needs_input_grad[0])
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer[0].view(-1, *(1,) * (gradient.ndim - 1)), None
+
+
+def analytic_field(field: Float[Tensor, "b d *space"], compute: FieldGradient) -> Float[Tensor, " b"]:
+    """One value an item of a field, as `analytic_pair`."""
+    return _AnalyticField.apply(field, compute)

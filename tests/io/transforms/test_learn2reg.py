@@ -5,6 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy import ndimage
 
 from verimorph.errors import InputError
@@ -97,3 +98,11 @@ def test_two_dimensions(oblique_grid, tmp_path):
         moving.index_to_world(np.array([[4, 6]])),
         atol=1e-4,
     )
+
+
+def test_vector_images_in_millimetres_are_refused_not_misread(fixed, moving, tmp_path):
+    """ITK's field has the same shape but for an axis of one: read as voxels it would score as a bad registration."""
+    image = sitk.Image([int(n) for n in fixed.shape], sitk.sitkVectorFloat32, fixed.ndim)
+    sitk.WriteImage(image, str(tmp_path / "disp_0001_0002.nii.gz"))
+    with pytest.raises(InputError, match="millimetres"):
+        read_transform(tmp_path / "disp_0001_0002.nii.gz", format="learn2reg", fixed=fixed, moving=moving)

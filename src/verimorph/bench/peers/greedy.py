@@ -1,7 +1,8 @@
 """greedy (Yushkevich): affine, then composition of small smooth steps, NCC; through the picsl_greedy wheel.
 
-Linear pairs of different contrast use NMI. Coarse levels that would leave fewer than four slices are dropped: greedy
-stops with an error there. Warps are kept at full precision (``-wp 0``); the default rounds to 0.1 voxel.
+Linear pairs, and the affine stage of pairs of different contrast, use NMI. Coarse levels that would leave fewer than
+four slices are dropped: greedy stops with an error there. Warps are kept at full precision (``-wp 0``); the default
+rounds to 0.1 voxel. greedy adds noise of an unseeded generator to the images under NCC: no two runs are the same.
 """
 
 # mypy: ignore-errors
@@ -17,7 +18,8 @@ from picsl_greedy import Greedy2D, Greedy3D
 
 def affine(job, engine, fixed, moving, settings):
     """Run greedy's linear stage and return its matrix (RAS mm, fixed to moving)."""
-    metric = settings["affine_metric"] if job.kind == "deformable" else settings["linear_metric"]
+    alike = job.kind == "deformable" and job.contrast == "same"
+    metric = settings["affine_metric"] if alike else settings["linear_metric"]
     levels = levels_that_fit(fixed.GetSize(), len(settings["iterations"]))
     schedule = "x".join(str(count) for count in settings["iterations"][:levels])
     freedom = {3: {"rigid": 6}, 2: {"rigid": 3}}[fixed.GetDimension()].get(job.kind, 12)

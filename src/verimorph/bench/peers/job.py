@@ -25,6 +25,8 @@ class Job:
         File names; masks may be None.
     kind
         ``deformable``, ``affine`` or ``rigid``.
+    contrast
+        ``same`` or ``different``: how the intensities of the two images relate.
     threads
         Threads allowed.
     settings
@@ -37,7 +39,8 @@ class Job:
         job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
         self.fixed, self.moving = job["fixed"], job["moving"]
         self.fixed_mask, self.moving_mask = job["fixed_mask"], job["moving_mask"]
-        self.kind, self.threads, self.settings = job["kind"], job["threads"], job["settings"]
+        self.kind, self.contrast = job["kind"], job.get("contrast", "same")
+        self.threads, self.settings = job["threads"], job["settings"]
         self.out = Path(job["out"])
         self.loaded_at = time.time()  # a Job is made once the peer's library is imported
         self.seconds = {"files": 0.0, "register": 0.0}

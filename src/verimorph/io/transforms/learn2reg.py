@@ -23,6 +23,8 @@ from verimorph.transform.displacement import displacement_from_vectors, vectors_
 
 FORMAT = "Learn2Reg"
 
+_MILLIMETRES = (1006, 1007)  # NIfTI intents of displacements and vectors; the challenge's own files have none
+
 
 def read(path: Path, *, fixed: Grid | None = None, moving: Grid | None = None) -> Transform:
     """Read ``(X, Y, Z, 3)`` or ``(3, X, Y, Z)`` from ``.npz``, ``.npy`` or NIfTI; half-size ``.npz`` are enlarged.
@@ -80,7 +82,13 @@ def _load(path: Path) -> ndarray:
                 return archive[archive.files[0]]
         if name.endswith(".npy"):
             return np.load(path)
-        return np.asanyarray(load_header(path).dataobj, dtype=np.float32)
+        image = load_header(path)
+        if image.header["intent_code"] in _MILLIMETRES:
+            raise InputError(
+                f"{path}: is marked as a vector image in millimetres, as ITK and ANTs write them, not voxels; "
+                "make a Learn2Reg field of it with 'verimorph convert --to learn2reg --fixed FILE --moving FILE'"
+            )
+        return np.asanyarray(image.dataobj, dtype=np.float32)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile):
         raise InputError(f"{path}: not a readable array; copy it again") from None
 

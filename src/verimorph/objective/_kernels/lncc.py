@@ -1,4 +1,4 @@
-"""LNCC with a box window: value and gradient in five passes over the volume.
+"""LNCC with a box window: value and gradient in four passes over the volume, factors written over the sums.
 
 In a plane the box is a direct sum along the contiguous axis (vectorised, short) and a running sum along the other;
 across planes it is a running sum over blocks of rows, fused with the arithmetic that follows it. Running sums start
@@ -19,7 +19,7 @@ _RESTART = 16
 
 @njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
 def _box_plane(source, across, target, ry, rx):
-    """Box sum of one plane; ``across`` is scratch of the plane's size."""
+    """Box sum of one plane; ``across`` is scratch of the plane's size. ``target`` may be ``source``."""
     ny, nx = source.shape
     for y in range(ny):
         row, out = source[y], across[y]
@@ -94,39 +94,60 @@ def _slide(total, volume, z, rz, first, last):
 
 
 @njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
-def planes_of_products(first, second, mask, masked, ry, rx, out):
-    """In-plane box sums of ``second``, ``second**2`` and ``first * second``, counted inside the mask."""
-    nz, ny, nx = first.shape
+def planes_of_products(first, first_offset, second, second_offset, mask, masked, ry, rx, out):
+    """In-plane box sums of products of two images less their offsets, counted inside the mask.
+
+    ``out`` holds, by its length, of the second image J the sums of J, J^2 (2), of first and second also I J (3), and of
+    the first also I, I^2 (5). Plane z of the images goes to plane ``z + out.shape[1] - nz``.
+    """
+    nz, ny, nx = second.shape
+    lead = out.shape[1] - nz
     for z in prange(nz):
         product = np.empty((ny, nx), np.float32)
         across = np.empty((ny, nx), np.float32)
-        for quantity in range(3):
+        for quantity in range(out.shape[0]):
             for y in range(ny):
                 a, b, p = first[z, y], second[z, y], product[y]
                 if quantity == 0:
                     for x in range(nx):
-                        p[x] = b[x]
+                        p[x] = b[x] - second_offset
                 elif quantity == 1:
                     for x in range(nx):
-                        p[x] = b[x] * b[x]
+                        j = b[x] - second_offset
+                        p[x] = j * j
+                elif quantity == 2:
+                    for x in range(nx):
+                        p[x] = (a[x] - first_offset) * (b[x] - second_offset)
+                elif quantity == 3:
+                    for x in range(nx):
+                        p[x] = a[x] - first_offset
                 else:
                     for x in range(nx):
-                        p[x] = a[x] * b[x]
+                        i = a[x] - first_offset
+                        p[x] = i * i
                 if masked:
                     m = mask[z, y]
                     for x in range(nx):
                         p[x] *= m[x]
-            _box_plane(product, across, out[quantity, z], ry, rx)
+            _box_plane(product, across, out[quantity, lead + z], ry, rx)
 
 
 @njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
-def planes_of_boxes(volumes, ry, rx, out):
-    """In-plane box sums of several volumes."""
-    count, nz, ny, nx = volumes.shape
+def planes_of_boxes(volumes, count, nz, ry, rx):
+    """In-plane box sums of the first ``nz`` planes of the first ``count`` volumes, in place."""
+    _, _, ny, nx = volumes.shape
     for z in prange(nz):
         across = np.empty((ny, nx), np.float32)
         for quantity in range(count):
-            _box_plane(volumes[quantity, z], across, out[quantity, z], ry, rx)
+            _box_plane(volumes[quantity, z], across, volumes[quantity, z], ry, rx)
+
+
+@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+def _mean_and_scatter(sums, squares, inverse, mean, scatter):
+    """Window mean and sum of squared deviations of one row: one place, so that kept and fresh ones are the same."""
+    for x in range(sums.size):
+        mean[x] = sums[x] * inverse[x]
+        scatter[x] = max(squares[x] - sums[x] * mean[x], np.float32(0.0))
 
 
 @njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
@@ -137,52 +158,11 @@ def fixed_statistics(planes, nz_count, ny_count, nx_count, total_count, counted,
         first, last = block * _ROWS, min(ny, (block + 1) * _ROWS)
         sums = np.empty((_ROWS, nx), np.float32)
         squares = np.empty((_ROWS, nx), np.float32)
-        for z in range(nz):
-            _slide(sums, planes[0], z, rz, first, last)
-            _slide(squares, planes[1], z, rz, first, last)
-            for y in range(first, last):
-                s, q, m, v = sums[y - first], squares[y - first], mean[z, y], scatter[z, y]
-                if counted:
-                    n = total_count[z, y]
-                    for x in range(nx):
-                        m[x] = s[x] / n[x]
-                else:
-                    outer = nz_count[z] * ny_count[y]
-                    for x in range(nx):
-                        m[x] = s[x] / (outer * nx_count[x])
-                for x in range(nx):
-                    v[x] = max(q[x] - s[x] * m[x], np.float32(0.0))
-
-
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
-def correlation(
-    planes, mean, scatter, nz_count, ny_count, nx_count, total_count, counted, share, shared, rz, epsilon, factors
-):
-    """Squared local correlation summed over the volume, and the three factors of its gradient.
-
-    ``share`` is mask times weight. ``factors`` becomes a, b and a mean_I - b mean_J of the formula in ``lncc``.
-    """
-    _, nz, ny, nx = planes.shape
-    blocks = (ny + _ROWS - 1) // _ROWS
-    partial = np.zeros(blocks, np.float64)
-    zero = np.float32(0.0)
-    for block in prange(blocks):
-        first, last = block * _ROWS, min(ny, (block + 1) * _ROWS)
-        sums = np.empty((_ROWS, nx), np.float32)
-        squares = np.empty((_ROWS, nx), np.float32)
-        crosses = np.empty((_ROWS, nx), np.float32)
-        value = np.empty(nx, np.float32)
         inverse = np.empty(nx, np.float32)
-        column = np.zeros(nx, np.float32)
-        subtotal = 0.0
         for z in range(nz):
             _slide(sums, planes[0], z, rz, first, last)
             _slide(squares, planes[1], z, rz, first, last)
-            _slide(crosses, planes[2], z, rz, first, last)
             for y in range(first, last):
-                s, q, c = sums[y - first], squares[y - first], crosses[y - first]
-                m, v = mean[z, y], scatter[z, y]
-                fa, fb, fc = factors[0, z, y], factors[1, z, y], factors[2, z, y]
                 if counted:
                     n = total_count[z, y]
                     for x in range(nx):
@@ -191,6 +171,53 @@ def correlation(
                     outer = nz_count[z] * ny_count[y]
                     for x in range(nx):
                         inverse[x] = np.float32(1.0) / (outer * nx_count[x])
+                _mean_and_scatter(sums[y - first], squares[y - first], inverse, mean[z, y], scatter[z, y])
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+def correlation(
+    planes, mean, scatter, known, nz_count, ny_count, nx_count, total_count, counted, share, shared, rz, epsilon
+):
+    """Squared local correlation summed over the volume; the factors of its gradient take the place of the sums.
+
+    ``planes`` holds in-plane sums as `planes_of_products` leaves them, ``rz + 1`` planes late, so that what is written
+    at plane z (a, b and a mean_I - b mean_J of the formula in ``lncc``) covers only what no later plane reads.
+    ``share`` is mask times weight. Where ``known`` is false, ``mean`` and ``scatter`` of the first image come from its
+    sums.
+    """
+    _, late, ny, nx = planes.shape
+    nz = late - rz - 1
+    blocks = (ny + _ROWS - 1) // _ROWS
+    partial = np.zeros(blocks, np.float64)
+    zero = np.float32(0.0)
+    for block in prange(blocks):
+        first, last = block * _ROWS, min(ny, (block + 1) * _ROWS)
+        running = np.empty((5, _ROWS, nx), np.float32)
+        value = np.empty(nx, np.float32)
+        inverse = np.empty(nx, np.float32)
+        own_mean = np.empty(nx, np.float32)
+        own_scatter = np.empty(nx, np.float32)
+        column = np.zeros(nx, np.float32)
+        subtotal = 0.0
+        for z in range(nz):
+            for quantity in range(3 if known else 5):
+                _slide(running[quantity], planes[quantity][rz + 1 :], z, rz, first, last)
+            for y in range(first, last):
+                s, q, c = running[0, y - first], running[1, y - first], running[2, y - first]
+                fa, fb, fc = planes[0, z, y], planes[1, z, y], planes[2, z, y]
+                if counted:
+                    n = total_count[z, y]
+                    for x in range(nx):
+                        inverse[x] = np.float32(1.0) / n[x]
+                else:
+                    outer = nz_count[z] * ny_count[y]
+                    for x in range(nx):
+                        inverse[x] = np.float32(1.0) / (outer * nx_count[x])
+                if known:
+                    m, v = mean[z, y], scatter[z, y]
+                else:
+                    m, v = own_mean, own_scatter
+                    _mean_and_scatter(running[3, y - first], running[4, y - first], inverse, m, v)
                 for x in range(nx):
                     mean_moved = s[x] * inverse[x]
                     cross = c[x] - s[x] * m[x]
@@ -223,23 +250,26 @@ def correlation(
 
 
 @njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
-def gradient_of_correlation(planes, first, second, mask, masked, rz, scale, gradient):
-    """``scale * (first box(a) - second box(b) - box(a mean_I - b mean_J))`` from the in-plane boxes of the factors."""
-    _, nz, ny, nx = planes.shape
+def gradient_of_correlation(planes, first, first_offset, second, second_offset, mask, masked, rz, scale, gradient):
+    """``scale * (I box(a) - J box(b) - box(a mean_I - b mean_J))`` from the in-plane boxes of the factors.
+
+    I and J are the images less their offsets.
+    """
+    nz, ny, nx = first.shape
     for block in prange((ny + _ROWS - 1) // _ROWS):
         low, high = block * _ROWS, min(ny, (block + 1) * _ROWS)
         a = np.empty((_ROWS, nx), np.float32)
         b = np.empty((_ROWS, nx), np.float32)
         c = np.empty((_ROWS, nx), np.float32)
         for z in range(nz):
-            _slide(a, planes[0], z, rz, low, high)
-            _slide(b, planes[1], z, rz, low, high)
-            _slide(c, planes[2], z, rz, low, high)
+            _slide(a, planes[0][:nz], z, rz, low, high)
+            _slide(b, planes[1][:nz], z, rz, low, high)
+            _slide(c, planes[2][:nz], z, rz, low, high)
             for y in range(low, high):
                 i, j, g = first[z, y], second[z, y], gradient[z, y]
                 row_a, row_b, row_c = a[y - low], b[y - low], c[y - low]
                 for x in range(nx):
-                    g[x] = scale * (i[x] * row_a[x] - j[x] * row_b[x] - row_c[x])
+                    g[x] = scale * ((i[x] - first_offset) * row_a[x] - (j[x] - second_offset) * row_b[x] - row_c[x])
                 if masked:
                     m = mask[z, y]
                     for x in range(nx):

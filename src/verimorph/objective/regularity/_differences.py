@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verimorph.errors import InputError
+from verimorph.objective._reduce import ordered_sum
 
 
 def check_field(field: Tensor, least: int = 2) -> None:
@@ -58,6 +60,15 @@ def all_inside(mask: Tensor | None, before: Sequence[int], after: Sequence[int])
         parts = [mask.narrow(2 + axis, start, length) for start in range(low + high + 1)]
         mask = torch.stack(parts).amin(0)
     return mask
+
+
+def stencils(share: Tensor | None, field: Tensor, shorter: Sequence[int]) -> Tensor:
+    """Stencils that count in every item: those inside the mask, or all of a grid so many voxels shorter an axis."""
+    if share is None:
+        whole = math.prod(length - less for length, less in zip(field.shape[2:], shorter, strict=True))
+        return field.new_full((len(field),), float(whole))
+    count = ordered_sum(share)
+    return torch.where(count > 0, count, torch.ones_like(count))
 
 
 def local_mean(map_: Tensor | None, before: Sequence[int], after: Sequence[int]) -> Tensor | None:

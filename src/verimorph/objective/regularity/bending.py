@@ -9,8 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verimorph.errors import OptionError
+from verimorph.objective._analytic import analytic_field
+from verimorph.objective._kernels import usable
 from verimorph.objective._precision import full_precision
 from verimorph.objective._reduce import Reduction, over_batch, spacing_of, spread, weighted_mean
+from verimorph.objective.regularity import _compiled
 from verimorph.objective.regularity._differences import (
     all_inside,
     central_difference,
@@ -19,6 +22,7 @@ from verimorph.objective.regularity._differences import (
     in_millimetres,
     refill,
     shift,
+    stencils,
 )
 
 Stencil = Literal["compact", "nested"]
@@ -69,6 +73,18 @@ def bending(
     ndim = field.shape[1]
     steps = spacing_of(spacing, ndim)
     mask, weight = spread(mask, field), spread(weight, field)
+    box = [margin] * ndim
+    share = all_inside(mask, box, box)
+    part = None if weight is None else crop(weight, box, box)
+    if stencil == "compact" and not map and usable(field, share, part):
+        factor = share if part is None else part if share is None else share * part
+        whole = None if factor is None else refill(factor, box, box)
+        count = stencils(share, field, [2] * ndim)
+
+        def compute(field: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+            return _compiled.bending(field, steps, whole, count, wanted=wanted)
+
+        return over_batch(analytic_field(field, compute), reduction)
     u = in_millimetres(field, spacing)
     local: Tensor | float = 0.0
     for a in range(ndim):
@@ -82,9 +98,6 @@ def bending(
             derivative = crop(derivative, rest, rest) / (steps[a] * steps[b])
             local = local + (1 if a == b else 2) * derivative.square()
     assert isinstance(local, torch.Tensor)
-    box = [margin] * ndim
-    share = all_inside(mask, box, box)
-    part = None if weight is None else crop(weight, box, box)
     if not map:
         return over_batch(weighted_mean(local, share, part), reduction)
     local = local.mean(1, keepdim=True)

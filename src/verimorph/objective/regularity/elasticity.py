@@ -6,8 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from verimorph.objective._analytic import analytic_field
+from verimorph.objective._kernels import usable
 from verimorph.objective._precision import full_precision
 from verimorph.objective._reduce import Reduction, over_batch, spacing_of, spread, weighted_mean
+from verimorph.objective.regularity import _compiled
 from verimorph.objective.regularity._differences import (
     all_inside,
     check_field,
@@ -16,6 +19,7 @@ from verimorph.objective.regularity._differences import (
     in_millimetres,
     local_mean,
     refill,
+    stencils,
 )
 
 
@@ -52,14 +56,22 @@ def linear_elasticity(
     ndim = field.shape[1]
     steps = spacing_of(spacing, ndim)
     mask, weight = spread(mask, field), spread(weight, field)
-    u = in_millimetres(field, spacing)
     nothing, one = [0] * ndim, [1] * ndim
+    share, part = all_inside(mask, nothing, one), local_mean(weight, nothing, one)
+    if not map and usable(field, share, part):
+        factor = share if part is None else part if share is None else share * part
+        count = stencils(share, field, one)
+
+        def compute(field: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+            return _compiled.linear_elasticity(field, steps, mu, lam, factor, count, wanted=wanted)
+
+        return over_batch(analytic_field(field, compute), reduction)
+    u = in_millimetres(field, spacing)
     rows = [crop(forward_difference(u, a), nothing, [int(b != a) for b in range(ndim)]) / steps[a] for a in range(ndim)]
     gradient = torch.stack(rows, 1)  # (b, axis, component, *space)
     strain = (gradient + gradient.transpose(1, 2)) / 2
     trace = torch.diagonal(strain, dim1=1, dim2=2).sum(-1)
     local = (mu * strain.square().sum((1, 2)) + lam / 2 * trace.square())[:, None]
-    share, part = all_inside(mask, nothing, one), local_mean(weight, nothing, one)
     if not map:
         return over_batch(weighted_mean(local, share, part), reduction)
     for factor in (share, part):

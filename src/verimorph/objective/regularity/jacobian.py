@@ -11,9 +11,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verimorph.errors import OptionError
+from verimorph.objective._analytic import analytic_field
+from verimorph.objective._kernels import usable
 from verimorph.objective._precision import full_precision
 from verimorph.objective._reduce import Reduction, over_batch, spread, weighted_mean
-from verimorph.objective.regularity._differences import all_inside, check_field, crop, local_mean, refill, shift
+from verimorph.objective.regularity import _compiled
+from verimorph.objective.regularity._differences import (
+    all_inside,
+    check_field,
+    crop,
+    local_mean,
+    refill,
+    shift,
+    stencils,
+)
 
 JacobianStencil = Literal["forward", "central", "corners"]
 VolumeForm = Literal["log", "symmetric"]
@@ -30,6 +41,13 @@ def _determinant(columns: list[Tensor]) -> Tensor:
         - j[0][1] * (j[1][0] * j[2][2] - j[1][2] * j[2][0])
         + j[0][2] * (j[1][0] * j[2][1] - j[1][1] * j[2][0])
     )
+
+
+def _sides(stencil: JacobianStencil, ndim: int) -> list[tuple[int, ...]]:
+    """Corners of a cell at which determinants are taken."""
+    if stencil not in ("forward", "corners"):
+        raise OptionError(f"unknown stencil '{stencil}' of the Jacobian; known: forward, central, corners")
+    return [(0,) * ndim] if stencil == "forward" else list(itertools.product((0, 1), repeat=ndim))
 
 
 def determinants(
@@ -50,10 +68,7 @@ def determinants(
             columns.append(crop(difference, rest, rest))
         yield _determinant(columns), one, one
         return
-    if stencil not in ("forward", "corners"):
-        raise OptionError(f"unknown stencil '{stencil}' of the Jacobian; known: forward, central, corners")
-    sides = [(0,) * ndim] if stencil == "forward" else itertools.product((0, 1), repeat=ndim)
-    for side in sides:
+    for side in _sides(stencil, ndim):
         # A cell has 2^D corners; the determinant at one corner takes the D edges of the cell that meet there.
         columns = []
         for a in range(ndim):
@@ -66,6 +81,7 @@ def determinants(
 
 def _penalty(
     penalise: Callable[[Tensor], Tensor],
+    compiled: tuple[int, float],
     displacement: Tensor,
     stencil: JacobianStencil,
     mask: Tensor | None,
@@ -75,6 +91,17 @@ def _penalty(
 ) -> Tensor:
     check_field(displacement, 3 if stencil == "central" else 2)
     mask, weight = spread(mask, displacement), spread(weight, displacement)
+    if stencil != "central" and not map and usable(displacement, mask, weight):
+        ndim = displacement.shape[1]
+        nothing, one = [0] * ndim, [1] * ndim
+        inside, part = all_inside(mask, nothing, one), local_mean(weight, nothing, one)
+        share = inside if part is None else part if inside is None else inside * part
+        sides, count = _sides(stencil, ndim), stencils(inside, displacement, one)
+
+        def compute(field: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+            return _compiled.determinant_penalty(field, sides, *compiled, share, count, wanted=wanted)
+
+        return over_batch(analytic_field(displacement, compute), reduction)
     values, maps = [], []
     for determinant, before, after in determinants(displacement, stencil):
         local = penalise(determinant)[:, None]
@@ -120,7 +147,9 @@ def jacobian_folding(
 
     Differs from: SYMNet code by nothing with ``stencil="forward"`` and no margin, border aside.
     """
-    return _penalty(lambda j: (margin - j).clamp_min(0), displacement, stencil, mask, weight, reduction, map)
+    return _penalty(
+        lambda j: (margin - j).clamp_min(0), (0, margin), displacement, stencil, mask, weight, reduction, map
+    )
 
 
 @full_precision
@@ -160,4 +189,5 @@ def jacobian_volume(
             return (j - 1).square() + (1 / j.clamp_min(floor) - 1).square()
     else:
         raise OptionError(f"unknown form '{form}' of the volume penalty; known: log, symmetric")
-    return _penalty(penalise, displacement, stencil, mask, weight, reduction, map)
+    kind = 1 if form == "log" else 2
+    return _penalty(penalise, (kind, floor), displacement, stencil, mask, weight, reduction, map)

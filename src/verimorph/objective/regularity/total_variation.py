@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verimorph.errors import OptionError
+from verimorph.objective._kernels import usable
 from verimorph.objective._precision import full_precision
 from verimorph.objective._reduce import Reduction, ordered_sum, over_batch, spacing_of, spread, weighted_mean
 from verimorph.objective.regularity._differences import (
@@ -19,7 +20,7 @@ from verimorph.objective.regularity._differences import (
     local_mean,
     refill,
 )
-from verimorph.objective.regularity.diffusion import edge_share
+from verimorph.objective.regularity.diffusion import by_edges, edge_share
 
 Variation = Literal["anisotropic", "isotropic"]
 
@@ -73,6 +74,8 @@ def total_variation(
         return refill(local, one, nothing)
     if form != "anisotropic":
         raise OptionError(f"unknown form '{form}' of total variation; known: anisotropic, isotropic")
+    if not map and usable(field, mask, weight):
+        return over_batch(by_edges(field, steps, mask, weight, absolute=True), reduction)
     value = field.new_zeros(field.shape[0])
     spread_map = torch.zeros_like(field[:, :1])
     for axis in range(ndim):

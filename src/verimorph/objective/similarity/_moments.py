@@ -22,6 +22,13 @@ class Moments(NamedTuple):
     count: Tensor
 
 
+def mean_inside(image: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of every channel of every item (b, c), over the mask where there is one."""
+    if mask is None:
+        return ordered_sum(image, 2) / image[0, 0].numel()
+    return ordered_sum(image * mask, 2) / ordered_sum(mask, 2).clamp_min(1e-6)
+
+
 def centre(image: Tensor, mask: Tensor | None, border: MomentBorder) -> tuple[Tensor, Tensor | float]:
     """The image less its mean, and that mean: sums of squares of an offset image lose their digits.
 
@@ -29,11 +36,7 @@ def centre(image: Tensor, mask: Tensor | None, border: MomentBorder) -> tuple[Te
     """
     if border == "zeros":
         return image, 0.0
-    if mask is None:
-        mean = ordered_sum(image, 2) / image[0, 0].numel()
-    else:
-        mean = ordered_sum(image * mask, 2) / ordered_sum(mask, 2).clamp_min(1e-6)
-    mean = mean.view(*image.shape[:2], *(1,) * (image.ndim - 2))
+    mean = mean_inside(image, mask).view(*image.shape[:2], *(1,) * (image.ndim - 2))
     return image - mean, mean
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from verimorph.objective._reduce import (
     spread,
 )
 from verimorph.objective._windows import MomentBorder, box_sum, box_weights, window_total
-from verimorph.objective.similarity._moments import centre, local_moments
+from verimorph.objective.similarity._moments import centre, local_moments, mean_inside
 
 
 @dataclass
@@ -50,7 +50,7 @@ class LNCCStatistics:
     mask: Tensor | None
     radius: tuple[int, ...]
     border: MomentBorder
-    scratch: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    scratch: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
 
 
 def _axis_counts(shape: torch.Size, radius: tuple[int, ...], border: MomentBorder) -> list[Tensor]:
@@ -84,13 +84,15 @@ def lncc_statistics(
         from verimorph.objective._kernels import lncc as kernels
 
         three = radii if len(radii) == 3 else (0, *radii)
-        planes = torch.empty(3, *_volume(centred[0, 0]).shape)
+        planes = torch.empty(2, *_volume(centred[0, 0]).shape)
+        none = np.float32(0.0)
         counts = _kernel_counts(centred.shape[2:], radii, border, mask, count)
         for b in range(fixed.shape[0]):
             inside = planes[0] if mask is None else _volume(mask[b, 0].contiguous())
             for c in range(fixed.shape[1]):
                 image = _volume(centred[b, c]).numpy()
-                kernels.planes_of_products(image, image, inside.numpy(), mask is not None, *three[1:], planes.numpy())
+                masked = mask is not None
+                kernels.planes_of_products(image, none, image, none, inside.numpy(), masked, *three[1:], planes.numpy())
                 kernels.fixed_statistics(
                     planes.numpy(), *counts(b), three[0], _volume(mean[b, c]).numpy(), _volume(scatter[b, c]).numpy()
                 )
@@ -162,17 +164,37 @@ def lncc_value_and_gradient(
         One value an item and ``d value[item] / d moved[item]`` (None where not wanted).
     """
     check_pair(fixed, moved)
-    known = statistics or lncc_statistics(fixed, radius, mask=mask, border=border)
-    mask, weight = known.mask, spread(weight, moved)
+    if statistics is not None:
+        mask, border, radii = statistics.mask, statistics.border, statistics.radius
+    else:
+        mask, radii = spread(mask, moved), radius_of(radius, None, None, fixed.ndim - 2)
+    weight = spread(weight, moved)
     share = _per_item_share(mask, weight)
-    centred = centre(moved.detach(), mask, known.border)[0].contiguous()
     voxels = math.prod(moved.shape[2:])
     inside = torch.full((moved.shape[0],), float(voxels)) if mask is None else ordered_sum(mask)
-    run = _with_kernels if usable(centred, known.centred, mask, weight) else _with_torch
-    total, result = run(known, centred, share, inside.to(centred), epsilon, gradient)
+    inside = inside.to(moved)
+    if usable(fixed, moved, mask, weight):
+        task = _Task(radii, border, mask, share, inside, epsilon, gradient)
+        total, result = _with_kernels(fixed.detach(), moved.detach(), statistics, task)
+    else:
+        known = statistics or lncc_statistics(fixed, radii, mask=mask, border=border)
+        centred = centre(moved.detach(), mask, border)[0]
+        total, result = _with_torch(known, centred, share, inside, epsilon, gradient)
     possible = inside.to(total) if weight is None or share is None else ordered_sum(share).to(total)
     value = (possible - total / moved.shape[1]) / inside.to(total).clamp_min(1e-6)
     return value.to(moved.dtype), result
+
+
+class _Task(NamedTuple):
+    """What the kernels are asked for, apart from the images."""
+
+    radius: tuple[int, ...]
+    border: MomentBorder
+    mask: Tensor | None
+    share: Tensor | None
+    inside: Tensor
+    epsilon: float
+    gradient: bool
 
 
 def _with_torch(
@@ -200,34 +222,57 @@ def _with_torch(
 
 
 def _with_kernels(
-    known: LNCCStatistics, moved: Tensor, share: Tensor | None, inside: Tensor, epsilon: float, gradient: bool
+    fixed: Tensor, moved: Tensor, known: LNCCStatistics | None, task: _Task
 ) -> tuple[Tensor, Tensor | None]:
+    """Value and gradient; without statistics those of the fixed image are made on the way and never stored."""
     from verimorph.objective._kernels import lncc as kernels
 
-    shape = tuple(_volume(moved[0, 0]).shape)
-    if shape not in known.scratch:
-        known.scratch[shape] = (torch.empty(3, *shape), torch.empty(3, *shape))
-    planes, factors = (buffer.numpy() for buffer in known.scratch[shape])
-    three = known.radius if len(known.radius) == 3 else (0, *known.radius)
-    counts = _kernel_counts(moved.shape[2:], known.radius, known.border, known.mask, known.count)
+    three = task.radius if len(task.radius) == 3 else (0, *task.radius)
+    nz, ny, nx = shape = tuple(_volume(moved[0, 0]).shape)
+    scratch = {} if known is None else known.scratch
+    if shape not in scratch:
+        scratch[shape] = torch.empty(5 if known is None else 3, nz + three[0] + 1, ny, nx)
+    planes = scratch[shape].numpy()
+    count = window_total(moved, [box_weights(r) for r in task.radius], task.border, task.mask)
+    counts = _kernel_counts(moved.shape[2:], task.radius, task.border, task.mask, count)
+    first = fixed.contiguous() if known is None else known.centred
+    second, mask, share = moved.contiguous(), task.mask, task.share
+    offsets = [np.zeros(moved.shape[:2], np.float32)] * 2
+    if task.border == "valid":  # with zero borders the zeros are part of the image, so nothing is taken off
+        offsets = [offsets[0] if known is not None else mean_inside(first, mask).numpy()]
+        offsets.append(mean_inside(second, mask).numpy())
     value = torch.zeros(moved.shape[0], dtype=torch.float64)
-    result = torch.empty_like(moved) if gradient else None
+    result = torch.empty_like(second) if task.gradient else None
+    nothing = np.zeros((1, 1, 1), np.float32)
     for b in range(moved.shape[0]):
-        inner = planes[0] if known.mask is None else _volume(known.mask[b, 0].contiguous()).numpy()
-        part = planes[0] if share is None else _volume(share[b, 0].contiguous()).numpy()
+        inner = nothing if mask is None else _volume(mask[b, 0].contiguous()).numpy()
+        part = nothing if share is None else _volume(share[b, 0].contiguous()).numpy()
         for c in range(moved.shape[1]):
-            first, second = _volume(known.centred[b, c]).numpy(), _volume(moved[b, c]).numpy()
-            mean, scatter = _volume(known.mean[b, c]).numpy(), _volume(known.scatter[b, c]).numpy()
-            masked = known.mask is not None
-            kernels.planes_of_products(first, second, inner, masked, *three[1:], planes)
+            pair = (
+                _volume(first[b, c]).numpy(),
+                np.float32(offsets[0][b, c]),
+                _volume(second[b, c]).numpy(),
+                np.float32(offsets[1][b, c]),
+            )
+            window = (nothing, nothing)
+            if known is not None:
+                window = (_volume(known.mean[b, c]).numpy(), _volume(known.scatter[b, c]).numpy())
+            kernels.planes_of_products(*pair, inner, mask is not None, *three[1:], planes)
             value[b] += kernels.correlation(
-                planes, mean, scatter, *counts(b), part, share is not None, three[0], np.float32(epsilon), factors
+                planes,
+                *window,
+                known is not None,
+                *counts(b),
+                part,
+                share is not None,
+                three[0],
+                np.float32(task.epsilon),
             )
             if result is not None:
-                kernels.planes_of_boxes(factors, *three[1:], planes)
-                scale = -2.0 / (max(float(inside[b]), 1e-6) * moved.shape[1])
+                kernels.planes_of_boxes(planes, 3, nz, *three[1:])
+                scale = np.float32(-2.0 / (max(float(task.inside[b]), 1e-6) * moved.shape[1]))
                 out = _volume(result[b, c]).numpy()
-                kernels.gradient_of_correlation(planes, first, second, inner, masked, three[0], np.float32(scale), out)
+                kernels.gradient_of_correlation(planes, *pair, inner, mask is not None, three[0], scale, out)
     return value, result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from verimorph.errors import OptionError
+from verimorph.objective._analytic import analytic_pair
 from verimorph.objective._kernels import usable
 from verimorph.objective._precision import full_precision
-from verimorph.objective._reduce import Reduction, check_pair, ordered_sum, radius_of, reduce_local, spacing_of
+from verimorph.objective._reduce import (
+    Reduction,
+    check_pair,
+    ordered_sum,
+    over_batch,
+    radius_of,
+    reduce_local,
+    spacing_of,
+    spread,
+)
 from verimorph.objective._windows import box_weights, gaussian_weights, separable
 from verimorph.objective.similarity.squared import mse, mse_value_and_gradient
 
@@ -80,51 +90,45 @@ class _Descriptors(torch.autograd.Function):
         ctx: Any, image: Tensor, offsets: tuple[Offsets, Offsets], weights: Weights, reach: Steps, subtract: bool
     ) -> Tensor:
         ndim = image.ndim - 2
-        boxes = all(len(set(kernel)) == 1 for kernel in weights)
-        if boxes and subtract and usable(image):
-            distances, variance, least = _distances_with_kernel(image, offsets, weights, reach)
-        else:
-            padded, shape = _pad(image, reach), image.shape[2:]
-            distances = image.new_empty(image.shape[0], len(offsets[0]), *shape)
-            for k, (first, second) in enumerate(zip(*offsets, strict=True)):
-                difference = _shifted(padded, reach, first, shape) - _shifted(padded, reach, second, shape)
-                distances[:, k : k + 1] = separable(difference.square_(), weights, "replicate")
-            least = None
-            if subtract:
-                minimum, least = distances.min(1, keepdim=True)
-                distances -= minimum
-            variance = distances.mean(1, keepdim=True)
-        mean = (ordered_sum(variance) / variance[0].numel()).view(-1, *(1,) * (ndim + 1))
-        # Bounds an item, not a batch: a value must not depend on its neighbours in the batch.
-        low, high = mean * 1e-3 + _TINY, mean * 1e3 + 2 * _TINY
-        held = torch.minimum(torch.maximum(variance, low), high)
-        if not ctx.needs_input_grad[0] and boxes and subtract and usable(image):
-            return _finish_with_kernel(distances, variance, low, high)
-        if boxes and subtract and usable(image):
-            result = _finish_with_kernel(distances.clone(), variance, low, high)
-        else:
-            result = torch.exp(distances / -held)
-        ctx.save_for_backward(image, distances, held, (variance > low) & (variance < high), result, least)
         ctx.settings = offsets, weights, reach, subtract
+        if subtract and all(len(set(kernel)) == 1 for kernel in weights) and usable(image):
+            patches = _patches(image, offsets, weights, reach)
+            wanted = ctx.needs_input_grad[0]
+            result = _described(patches, keep=wanted)
+            ctx.save_for_backward(image, *((patches.distances, patches.variance, result) if wanted else ()))
+            ctx.bounds = patches.low, patches.high
+            return result
+        padded, shape = _pad(image, reach), image.shape[2:]
+        distances = image.new_empty(image.shape[0], len(offsets[0]), *shape)
+        for k, (first, second) in enumerate(zip(*offsets, strict=True)):
+            difference = _shifted(padded, reach, first, shape) - _shifted(padded, reach, second, shape)
+            distances[:, k : k + 1] = separable(difference.square_(), weights, "replicate")
+        if subtract:
+            distances -= distances.amin(1, keepdim=True)
+        variance = distances.mean(1, keepdim=True)
+        low, high = _bounds((ordered_sum(variance) / variance[0].numel()).view(-1, *(1,) * (ndim + 1)))
+        result = torch.exp(distances / -torch.minimum(torch.maximum(variance, low), high))
+        ctx.save_for_backward(image, distances, variance, result)
+        ctx.bounds = low, high
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None, None]:
-        image, distances, held, free, result, least = ctx.saved_tensors
+        image, distances, variance, result = ctx.saved_tensors
+        low, high = ctx.bounds
         offsets, weights, reach, subtract = ctx.settings
-        if subtract and least is None and usable(image, outer[0]):
-            gradient = _gradient_with_kernel(image, distances, held, free, result, outer[0], ctx.settings)
-            return gradient, None, None, None, None
+        if isinstance(low, list):
+            patches = _Patches(image, offsets, weights, reach, distances, variance, low, high)
+            return _gradient_with_kernel(patches, result, outer[0]), None, None, None, None
         pairs = len(offsets[0])
+        held, free = torch.minimum(torch.maximum(variance, low), high), (variance > low) & (variance < high)
         # With E_k = exp(-m_k/V): dE_k/dm_k = -E_k/V and dE_k/dV = E_k m_k / V^2, V the mean of m (where not held).
         pull = outer[0] * result / held
         through_variance = (pull * distances).sum(1, keepdim=True) / held * free / pairs
         slope = through_variance - pull
         if subtract:
-            if least is None:
-                least = distances.argmin(1, keepdim=True)
-            slope.scatter_add_(1, least, -slope.sum(1, keepdim=True))
+            slope.scatter_add_(1, distances.argmin(1, keepdim=True), -slope.sum(1, keepdim=True))
         padded, shape = _pad(image, reach), image.shape[2:]
         gradient = torch.zeros_like(padded)
         for k, (first, second) in enumerate(zip(*offsets, strict=True)):
@@ -135,6 +139,11 @@ class _Descriptors(torch.autograd.Function):
         return _fold(gradient, reach), None, None, None, None
 
 
+def _bounds(mean: Any) -> tuple[Any, Any]:
+    """Between what V is held. Of an item, not a batch: a value must not depend on its neighbours in the batch."""
+    return mean * 1e-3 + _TINY, mean * 1e3 + 2 * _TINY
+
+
 def _separable_adjoint(x: Tensor, weights: Weights) -> Tensor:
     """Adjoint of the replicated-border filter: filter the zero-padded array on a margin, then fold the margin in."""
     margin = [len(kernel) // 2 for kernel in weights]
@@ -142,68 +151,121 @@ def _separable_adjoint(x: Tensor, weights: Weights) -> Tensor:
     return _fold(separable(torch.nn.functional.pad(x, widths), weights), margin)
 
 
-def _kernel_geometry(image: Tensor, offsets: Pairs, weights: Weights, reach: Steps) -> tuple[Any, Any, Any, Steps]:
-    lift = (0,) if image.ndim == 4 else ()
-    firsts, seconds = (np.array([(*lift, *offset) for offset in side], np.int64) for side in offsets)
-    radius = (*lift, *(len(kernel) // 2 for kernel in weights))
-    return firsts, seconds, np.array((*lift, *reach), np.int64), radius
+class _Patches(NamedTuple):
+    """Patch distances of one channel as the kernels make them: less their minimum, with their mean V and its bounds."""
+
+    image: Tensor
+    offsets: Pairs
+    weights: Weights
+    reach: Steps
+    distances: Tensor
+    variance: Tensor
+    low: list[float]
+    high: list[float]
+
+    def geometry(self) -> tuple[Any, Any, Any, Steps, np.float32]:
+        """Offsets, reach and radius along three axes, and the weight of a voxel of a patch."""
+        lift = (0,) if self.image.ndim == 4 else ()
+        firsts, seconds = (np.array([(*lift, *offset) for offset in side], np.int64) for side in self.offsets)
+        radius = (*lift, *(len(kernel) // 2 for kernel in self.weights))
+        scale = np.float32(np.prod([kernel[0] for kernel in self.weights]))
+        return firsts, seconds, np.array((*lift, *self.reach), np.int64), radius, scale
+
+    def bounds(self, item: int) -> tuple[np.float32, np.float32]:
+        """Bounds of V of an item."""
+        return np.float32(self.low[item]), np.float32(self.high[item])
 
 
-def _distances_with_kernel(
-    image: Tensor, offsets: Pairs, weights: Weights, reach: Steps
-) -> tuple[Tensor, Tensor, None]:
+def _volumes(x: Tensor) -> Any:
+    """An item (k, *space) as an array of k volumes."""
+    return x.contiguous().numpy().reshape(x.shape[0], *((1,) if x.ndim == 3 else ()), *x.shape[1:])
+
+
+def _patches(image: Tensor, offsets: Pairs, weights: Weights, reach: Steps) -> _Patches:
     from verimorph.objective._kernels.mind import patch_distances
 
-    firsts, seconds, margins, radius = _kernel_geometry(image, offsets, weights, reach)
-    padded = _pad(image, reach).contiguous()
     distances = torch.empty(image.shape[0], len(offsets[0]), *image.shape[2:])
     variance = torch.empty(image.shape[0], 1, *image.shape[2:])
-    scale = np.float32(np.prod([kernel[0] for kernel in weights]))
+    found = _Patches(image, offsets, weights, reach, distances, variance, [], [])
+    padded = _pad(image, reach)
+    firsts, seconds, margins, radius, scale = found.geometry()
     for b in range(image.shape[0]):
-        volume, target, mean = padded[b, 0], distances[b], variance[b, 0]
-        if image.ndim == 4:
-            volume, target, mean = volume[None], target[:, None], mean[None]
-        patch_distances(volume.numpy(), firsts, seconds, margins, radius, scale, target.numpy(), mean.numpy())
-    return distances, variance, None
+        where = _volumes(distances[b]), _volumes(variance[b])[0]
+        mean = patch_distances(_volumes(padded[b])[0], firsts, seconds, margins, radius, scale, *where)
+        for bound, value in zip((found.low, found.high), _bounds(mean), strict=True):
+            bound.append(value)
+    return found
 
 
-def _finish_with_kernel(distances: Tensor, variance: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _described(patches: _Patches, *, keep: bool) -> Tensor:
+    """Descriptors; in the place of the distances unless these are kept."""
     from verimorph.objective._kernels.mind import descriptors
 
-    for b in range(distances.shape[0]):
-        target, mean = distances[b], variance[b, 0]
-        if distances.ndim == 4:
-            target, mean = target[:, None], mean[None]
-        descriptors(target.numpy(), mean.numpy(), np.float32(low[b].item()), np.float32(high[b].item()))
-    return distances
+    result = patches.distances.clone() if keep else patches.distances
+    for b in range(len(result)):
+        descriptors(_volumes(result[b]), _volumes(patches.variance[b])[0], *patches.bounds(b))
+    return result
 
 
-def _gradient_with_kernel(
-    image: Tensor, distances: Tensor, held: Tensor, free: Tensor, result: Tensor, outer: Tensor, settings: Any
-) -> Tensor:
-    from verimorph.objective._kernels import mind as kernels
+def _gradient_with_kernel(patches: _Patches, result: Tensor, outer: Tensor) -> Tensor:
+    from verimorph.objective._kernels.mind import slopes
 
-    offsets, weights, reach, _ = settings
-    firsts, seconds, margins, radius = _kernel_geometry(image, offsets, weights, reach)
-    scale = np.float32(np.prod([kernel[0] for kernel in weights]))
-    padded = _pad(image, reach).contiguous()
+    found = torch.empty_like(patches.distances)
+    for b in range(len(result)):
+        volumes = [_volumes(x[b]) for x in (outer, result, patches.distances)]
+        slopes(*volumes, _volumes(patches.variance[b])[0], *patches.bounds(b), _volumes(found[b]))
+    return _gradient_of_patches(patches, found)
+
+
+def _gradient_of_patches(patches: _Patches, found: Tensor) -> Tensor:
+    """Gradient by the image from the derivatives ``found`` by the distances."""
+    from verimorph.objective._kernels.mind import gradient_of_distances
+
+    firsts, seconds, margins, radius, scale = patches.geometry()
+    padded = _pad(patches.image, patches.reach)
     gradient = torch.zeros_like(padded)
-    shape = tuple(image.shape[2:]) if image.ndim == 5 else (1, *image.shape[2:])
-    shared_slope, at_least, planes, change = (np.empty(shape, np.float32) for _ in range(4))
-    least = np.empty(shape, np.int8)
-    for b in range(image.shape[0]):
-        volumes = [x[b].contiguous().numpy().reshape(-1, *shape) for x in (outer, result, distances)]
-        variance, unheld = (x[b, 0].contiguous().numpy().reshape(shape) for x in (held, free))
-        kernels.pulls(*volumes, variance, unheld, shared_slope, least, at_least)
-        lift = (lambda x: x[None]) if image.ndim == 4 else (lambda x: x)
-        source, target = lift(padded[b, 0]).numpy(), lift(gradient[b, 0]).numpy()
-        for k in range(len(firsts)):
-            kernels.channel_slope(
-                volumes[0][k], volumes[1][k], variance, shared_slope, least, at_least, k, radius, scale, planes
+    for b in range(len(found)):
+        target = _volumes(gradient[b])[0]
+        source = _volumes(padded[b])[0]
+        gradient_of_distances(_volumes(found[b]), source, firsts, seconds, margins, radius, scale, target)
+    return _fold(gradient, patches.reach)
+
+
+def _distance_with_kernel(
+    reference: Tensor,
+    image: Tensor,
+    radius: int | Steps,
+    dilation: int | Steps,
+    share: Tensor | None,
+    inside: Tensor,
+    wanted: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Distance of the descriptors of every item, and its gradient by ``image``."""
+    from verimorph.objective._kernels.mind import distance_and_slopes
+
+    settings = _ssc(image.ndim - 2, radius, dilation)
+    count = inside.double() * (image.shape[1] * len(settings[0][0]))
+    value, gradients = torch.zeros(len(image), dtype=torch.float64), []
+    nothing = np.zeros((1, 1, 1), np.float32)
+    for c in range(image.shape[1]):
+        described = _described(_patches(reference[:, c : c + 1].contiguous(), *settings), keep=False)
+        patches = _patches(image[:, c : c + 1].contiguous(), *settings)
+        for b in range(len(image)):
+            value[b] += distance_and_slopes(
+                _volumes(described[b]),
+                _volumes(patches.distances[b]),
+                _volumes(patches.variance[b])[0],
+                *patches.bounds(b),
+                nothing if share is None else _volumes(share[b])[0],
+                share is not None,
+                np.float32(2 / float(count[b])),
+                wanted,
             )
-            kernels.channel_change(planes, source, firsts[k], seconds[k], margins, radius, change)
-            kernels.gather_change(change, firsts[k], seconds[k], margins, target)
-    return _fold(gradient, reach)
+        del described  # a dozen volumes
+        if wanted:
+            gradients.append(_gradient_of_patches(patches, patches.distances))
+    gradient = None if not wanted else gradients[0] if len(gradients) == 1 else torch.cat(gradients, 1)
+    return (value / count).to(image.dtype), gradient
 
 
 def _per_axis(steps: int | tuple[int, ...], name: str, ndim: int) -> tuple[int, ...]:
@@ -244,10 +306,14 @@ def mind_ssc(
     """
     if image.shape[1] != 1:
         raise OptionError(f"MIND takes one channel at a time, got {image.shape[1]}")
-    ndim = image.ndim - 2
+    return _Descriptors.apply(image, *_ssc(image.ndim - 2, radius, dilation), True)
+
+
+def _ssc(ndim: int, radius: int | Steps, dilation: int | Steps) -> tuple[Pairs, Weights, Steps]:
+    """Offsets, patch weights and reach of MIND-SSC."""
     steps = _per_axis(dilation, "dilation", ndim)
     weights = tuple(tuple(w / (2 * r + 1) for w in box_weights(r)) for r in radius_of(radius, None, None, ndim))
-    return _Descriptors.apply(image, _scaled(context_pairs(ndim), steps), weights, steps, True)
+    return _scaled(context_pairs(ndim), steps), weights, steps
 
 
 @full_precision
@@ -341,6 +407,23 @@ def mind_distance(
         if spacing is None:
             raise OptionError("a dilation in millimetres needs the spacing of the images")
         dilation = tuple(max(1, round(dilation_mm / step)) for step in spacing_of(spacing, fixed.ndim - 2))
+    mask, weight = spread(mask, moved), spread(weight, moved)
+    if form == "ssc" and not map and usable(fixed, moved, mask, weight):
+        share = mask if weight is None else weight if mask is None else mask * weight
+        inside = moved.new_full((len(moved),), float(moved[0, 0].numel())) if mask is None else ordered_sum(mask)
+
+        def compute(
+            fixed: Tensor, moved: Tensor, want_fixed: bool, want_moved: bool
+        ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            settings = radius, dilation, share, inside.clamp_min(1e-6)
+            to_fixed = to_moved = value = None
+            if want_fixed:
+                value, to_fixed = _distance_with_kernel(moved, fixed, *settings, True)
+            if want_moved or value is None:
+                value, to_moved = _distance_with_kernel(fixed, moved, *settings, want_moved)
+            return value, to_fixed, to_moved
+
+        return over_batch(analytic_pair(fixed, moved, compute), reduction)
     first, second = (_describe(image, form, radius, dilation, sigma) for image in (fixed, moved))
     if map:
         return reduce_local((first - second) ** 2, mask=mask, weight=weight, reduction=reduction, map=True)
