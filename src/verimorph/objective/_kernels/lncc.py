@@ -8,16 +8,16 @@ afresh every ``_RESTART`` steps, which keeps float32 rounding from drifting.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-# No reassociation: whether a loop runs vectorised is decided at run time from addresses, and both ways must give the
-# same bits.
-_FAST = {"contract", "nsz", "nnan", "ninf"}
+from verimorph.field.kernels.compiling import FAST, kernel
+
+_FAST = FAST | {"nnan", "ninf"}
 _ROWS = 8
 _RESTART = 16
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _box_plane(source, across, target, ry, rx):
     """Box sum of one plane; ``across`` is scratch of the plane's size."""
     ny, nx = source.shape
@@ -61,7 +61,7 @@ def _box_plane(source, across, target, ry, rx):
                 out[x] = before[x]
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _slide(total, volume, z, rz, first, last):
     """Move the running sum over planes of the rows ``first:last`` to plane ``z``."""
     nz, _, nx = volume.shape
@@ -93,7 +93,7 @@ def _slide(total, volume, z, rz, first, last):
                 out[x] -= old[x]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def planes_of_products(first, second, mask, masked, ry, rx, out):
     """In-plane box sums of ``second``, ``second**2`` and ``first * second``, counted inside the mask."""
     nz, ny, nx = first.shape
@@ -119,7 +119,7 @@ def planes_of_products(first, second, mask, masked, ry, rx, out):
             _box_plane(product, across, out[quantity, z], ry, rx)
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def planes_of_boxes(volumes, ry, rx, out):
     """In-plane box sums of several volumes."""
     count, nz, ny, nx = volumes.shape
@@ -129,7 +129,7 @@ def planes_of_boxes(volumes, ry, rx, out):
             _box_plane(volumes[quantity, z], across, out[quantity, z], ry, rx)
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def fixed_statistics(planes, nz_count, ny_count, nx_count, total_count, counted, rz, mean, scatter):
     """Window mean and sum of squared deviations from the in-plane sums of an image and its square."""
     _, nz, ny, nx = planes.shape
@@ -154,7 +154,7 @@ def fixed_statistics(planes, nz_count, ny_count, nx_count, total_count, counted,
                     v[x] = max(q[x] - s[x] * m[x], np.float32(0.0))
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def correlation(
     planes, mean, scatter, nz_count, ny_count, nx_count, total_count, counted, share, shared, rz, epsilon, factors
 ):
@@ -222,7 +222,7 @@ def correlation(
     return total
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def gradient_of_correlation(planes, first, second, mask, masked, rz, scale, gradient):
     """``scale * (first box(a) - second box(b) - box(a mean_I - b mean_J))`` from the in-plane boxes of the factors."""
     _, nz, ny, nx = planes.shape

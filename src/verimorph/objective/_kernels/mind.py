@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-# No reassociation: whether a loop runs vectorised is decided at run time from addresses, and both ways must give the
-# same bits.
-_FAST = {"contract", "nsz", "nnan", "ninf"}
+from verimorph.field.kernels.compiling import FAST, kernel
+
+_FAST = FAST | {"nnan", "ninf"}
 _SLAB = 8
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _plane(image, z, first, second, reach, across, target, ry, rx, scale):
     """In-plane box sum, borders repeated, of the squared difference of two shifted copies.
 
@@ -46,7 +46,7 @@ def _plane(image, z, first, second, reach, across, target, ry, rx, scale):
                 out[x] += row[x]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def patch_distances(image, firsts, seconds, reach, radius, scale, distances, variance):
     """Fill ``distances`` (pairs, *space) with D_k less its minimum over k, and ``variance`` with the mean over k.
 
@@ -102,7 +102,7 @@ def patch_distances(image, firsts, seconds, reach, radius, scale, distances, var
     return total / (nz * ny * nx)
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def descriptors(distances, variance, low, high):
     """Turn distances into exp(-D / V) in place, V held between ``low`` and ``high``.
 
@@ -136,7 +136,7 @@ def descriptors(distances, variance, low, high):
                     row[x] = p * power[x]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def pulls(outer, result, distances, held, free, shared_slope, least, at_least):
     """What all channels of a voxel share in the backward pass.
 
@@ -173,7 +173,7 @@ def pulls(outer, result, distances, held, free, shared_slope, least, at_least):
                 at_least_row[x] = total[x] - pairs * common
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _adjoint_row(source, out, r):
     """Adjoint of a box sum with repeated borders, along a row."""
     n = source.size
@@ -194,7 +194,7 @@ def _adjoint_row(source, out, r):
         out[n - 1] += source[n - 1 - i] * (r - i)
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _add_rows(rows, out, j, n, r):
     """``out`` becomes row ``j`` of the adjoint box over the first axis of ``rows``."""
     for x in range(out.size):
@@ -210,7 +210,7 @@ def _add_rows(rows, out, j, n, r):
             out[x] += count * row[x]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def channel_slope(outer, result, held, shared_slope, least, at_least, channel, radius, scale, target):
     """Derivative by the distances of one channel, and the in-plane part of the box's adjoint, into ``target``."""
     nz, ny, nx = outer.shape
@@ -228,7 +228,7 @@ def channel_slope(outer, result, held, shared_slope, least, at_least, channel, r
             _add_rows(across, target[z, y], y, ny, radius[1])
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def channel_change(planes, image, first, second, reach, radius, change):
     """Finish the adjoint of the box across planes and multiply by twice the difference of the shifted copies."""
     nz, ny, nx = planes.shape
@@ -242,7 +242,7 @@ def channel_change(planes, image, first, second, reach, radius, change):
                 out[x] *= np.float32(2.0) * (a[x] - b[x])
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def gather_change(change, first, second, reach, gradient):
     """Add a channel's change to the padded gradient, at the voxels that both shifted copies read (no two write one)."""
     nz, ny, nx = change.shape
