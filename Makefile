@@ -9,7 +9,7 @@ WORKERS  ?= 2
 ARGS     ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit format docs serve-docs bench interop constraints clean
+.PHONY: help setup demo test lint types unit proof format docs serve-docs bench interop constraints clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ types: setup  ## mypy over the package
 
 unit: setup  ## the tests alone; ARGS="-k grid -x" reaches pytest
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n $(WORKERS) $(ARGS)
+
+proof: setup  ## what takes minutes: the same bits in fresh processes at full size
+	$(PYTHON) -m pytest -q -m proof $(ARGS)
 
 format: setup  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .

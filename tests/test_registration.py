@@ -12,12 +12,15 @@ import SimpleITK as sitk
 from tests.solve.phantom import body, centred_grid, world_points
 
 import verimorph
-from verimorph import registration
-from verimorph.errors import OptionError
+from verimorph import pipeline, registration
+from verimorph.errors import InputError, OptionError, VerimorphWarning
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.io.itk import to_simpleitk
 from verimorph.transform import Affine, Composite, DisplacementField
+
+ROLES = ("mask", "labels", "landmarks")
+NOTHING_MORE = {f"{side}_{role}": None for side in ("fixed", "moving") for role in ROLES}
 
 
 def shifted_pair(shift_mm=(4.0, -3.0, 2.0)) -> tuple[Image, Image]:
@@ -128,6 +131,46 @@ def test_stages_contradicting_the_transform_are_refused(pair):
         verimorph.register(fixed=fixed, moving=moving, transform="rigid", stages=("deformable",))
     with pytest.raises(OptionError, match="did you mean 'balanced'"):
         verimorph.register(fixed=fixed, moving=moving, quality="balance")
+
+
+@pytest.mark.parametrize("stages", [("affine", "rigid"), ("rigid", "rigid"), ("deformable", "rigid", "affine")])
+def test_stages_out_of_order_or_twice_are_refused(stages):
+    """They would run in the fixed order, which is not what was asked for."""
+    with pytest.raises(OptionError, match=r"cannot be run in that order.*rigid"):
+        pipeline.make_recipe(stages=stages)
+
+
+def holed(image: Image) -> Image:
+    """The image with one voxel in fifty NaN and one infinite, in floating point."""
+    voxels = image.array.astype(np.float32)
+    voxels.flat[::50] = np.nan
+    voxels.flat[7] = -np.inf
+    return image.with_array(voxels)
+
+
+def test_nan_value_takes_the_place_of_nan(pair, result):
+    fixed, moving = pair
+    filled = holed(moving)
+    with pytest.raises(InputError, match="--nan-value NUMBER"):
+        verimorph.register(fixed=fixed, moving=filled, quality="fast")
+    with pytest.warns(VerimorphWarning, match=r"moving image moving: 536 of 26730 voxels .* replaced by 3"):
+        found = verimorph.register(fixed=fixed, moving=filled, quality="fast", nan_value=3)
+    expected = np.where(np.isfinite(filled.array), filled.array, 3)
+    np.testing.assert_array_equal(found.moving.array, expected)
+    assert found.moved.array.dtype == np.float32
+    assert np.isfinite(found.moved.array).all()
+    assert found.settings["nan_value"] == 3
+    known = verimorph.register(fixed=fixed, moving=moving.with_array(expected), quality="fast")
+    assert np.array_equal(found.moved.array, known.moved.array)
+
+
+def test_nan_value_leaves_whole_images_alone_and_must_be_a_number(pair):
+    fixed, moving = pair
+    given = registration.Inputs.read(fixed=fixed, moving=moving, nan_value=0.0, **NOTHING_MORE)
+    assert given.fixed is fixed
+    assert given.moving is moving
+    with pytest.raises(OptionError, match="nan_value is nan"):
+        registration.Inputs.read(fixed=fixed, moving=moving, nan_value=float("nan"), **NOTHING_MORE)
 
 
 def test_only_the_deformable_stage(pair):

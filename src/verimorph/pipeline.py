@@ -120,6 +120,11 @@ def make_recipe(
         if not stages:
             raise OptionError("no stages are left; name at least one")
         wanted = tuple(stage for stage in wanted if stage in stages)
+        if tuple(stages) != wanted:
+            raise OptionError(
+                f"stages {','.join(stages)} cannot be run in that order; each runs once, stiff models first: "
+                + ",".join(wanted)
+            )
     chosen_levels, chosen_iterations = deformable_levels(quality, levels, iterations)
     base = preset(quality)
     make_measure(similarity, radius=base.lncc_radius)

@@ -6,7 +6,6 @@ asked for.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -22,18 +21,17 @@ import numpy as np
 import torch
 
 from verimorph import pipeline
-from verimorph.errors import InputError, OptionError, VerimorphWarning, nearest
+from verimorph.errors import OptionError, VerimorphWarning
 from verimorph.evaluate.score import score
 from verimorph.field import Inversion
 from verimorph.field.backend import set_threads
 from verimorph.grid import Grid
 from verimorph.image import Image
-from verimorph.io import Points, as_image, read_transform, validate, write_image, write_points, write_transform
-from verimorph.io.points import as_points
+from verimorph.inputs import Inputs, fingerprint, parts_of, read_start
+from verimorph.io import Points, validate, write_image, write_points, write_transform
 from verimorph.io.safe import require_free_space, writing_folder
 from verimorph.planning import Plan, Work, require_memory
 from verimorph.prepare import default_background
-from verimorph.solve.initialise import STARTS
 from verimorph.solve.progress import Event, Step
 from verimorph.solve.pyramid import level_shape
 from verimorph.solve.schedule import linear_levels
@@ -172,7 +170,7 @@ class Registration:
         return {
             "verimorph": __version__,
             **({} if self.model is None else {"model": self.model}),
-            "inputs": {name: _fingerprint(image) for name, image in inputs.items() if image is not None},
+            "inputs": {name: fingerprint(image) for name, image in inputs.items() if image is not None},
             "settings": self.settings,
             "seed": self.settings["seed"],
             "timings_seconds": {name: round(seconds, 3) for name, seconds in self.timings.items()},
@@ -244,10 +242,10 @@ class Registration:
         return Path(folder)
 
     def _write_ants_files(self, out: Path) -> None:
-        linear = next(part for part in _parts(self.transform) if isinstance(part, Affine))
+        linear = next(part for part in parts_of(self.transform) if isinstance(part, Affine))
         write_transform(linear, out / "ants_0GenericAffine.mat")
         for transform, name in ((self.transform, "ants_1Warp.nii.gz"), (self.inverse, "ants_1InverseWarp.nii.gz")):
-            dense = next((part for part in _parts(transform) if isinstance(part, DisplacementField)), None)
+            dense = next((part for part in parts_of(transform) if isinstance(part, DisplacementField)), None)
             if dense is not None:
                 write_transform(dense, out / name)
         write_image(self.moved, out / "ants_Warped.nii.gz")
@@ -279,6 +277,7 @@ def register(
     quality: str = "balanced",
     levels: Sequence[int] | None = None,
     iterations: Sequence[int] | None = None,
+    nan_value: float | None = None,
     winsorise: tuple[float, float] | None = (0.005, 0.995),
     histogram_matching: bool = False,
     bias_correction: bool = False,
@@ -317,6 +316,8 @@ def register(
         ``fast``, ``balanced`` or ``best``.
     levels, iterations
         Shrink factors of the deformable stage, coarse first, and iterations at each.
+    nan_value
+        Number to put in place of NaN and infinite voxels of the two images; default: such images are refused.
     winsorise
         Quantiles at which intensities are cut; None leaves them.
     histogram_matching, bias_correction
@@ -343,7 +344,7 @@ def register(
         warnings.simplefilter("always", VerimorphWarning)
         clock = pipeline.Clock()
         with clock("read"):
-            given = _Inputs.read(
+            given = Inputs.read(
                 fixed=fixed,
                 moving=moving,
                 fixed_mask=fixed_mask,
@@ -352,6 +353,7 @@ def register(
                 moving_labels=moving_labels,
                 fixed_landmarks=fixed_landmarks,
                 moving_landmarks=moving_landmarks,
+                nan_value=nan_value,
             )
             recipe, start, start_field = _resolve(
                 given,
@@ -387,6 +389,7 @@ def register(
         )
         del first, second
         result = _assemble(given, recipe, found, clock.seconds)
+        result.settings["nan_value"] = nan_value
     result.warnings = list(dict.fromkeys(str(w.message) for w in caught))
     for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
@@ -399,54 +402,14 @@ def plan(*, threads: int | None = None, **request: Any) -> Plan:
     Nothing is computed but what the headers tell (and the voxel checks of the inputs).
     """
     request.pop("progress", None)
-    names = set(_Inputs.__dataclass_fields__)
-    given = _Inputs.read(**{name: request.pop(name, None) for name in names})
+    names = set(Inputs.__dataclass_fields__)
+    given = Inputs.read(**{name: request.pop(name, None) for name in (*names, "nan_value")})
     recipe, _, _ = _resolve(given, request.pop("initial", "auto"), **request)
     return _plan(given, recipe, threads)
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """Everything a registration is given, read and checked."""
-
-    fixed: Image
-    moving: Image
-    fixed_mask: Image | None
-    moving_mask: Image | None
-    fixed_labels: Image | None
-    moving_labels: Image | None
-    fixed_landmarks: Points | None
-    moving_landmarks: Points | None
-
-    @classmethod
-    def read(cls, *, fixed: Any, moving: Any, **more: Any) -> _Inputs:
-        """Read and check; every refusal is one line that says what to do."""
-        found: dict[str, Any] = {"fixed": as_image(fixed), "moving": as_image(moving)}
-        for role in ("fixed_mask", "moving_mask", "fixed_labels", "moving_labels"):
-            found[role] = None if more[role] is None else as_image(more[role])
-        for side in ("fixed", "moving"):
-            role = f"{side}_landmarks"
-            found[role] = None if more[role] is None else as_points(more[role], columns=side)
-        given = cls(**found)
-        validate.check_pair(given.fixed, given.moving)
-        for side in ("fixed", "moving"):
-            image, mask, labels = (getattr(given, name) for name in (side, f"{side}_mask", f"{side}_labels"))
-            if mask is not None:
-                validate.check_mask(mask, image, f"{side} mask")
-            if labels is not None:
-                validate.check_labels(labels, image, f"{side} labels")
-        if (given.fixed_landmarks is None) != (given.moving_landmarks is None):
-            missing = "moving" if given.moving_landmarks is None else "fixed"
-            raise InputError(f"landmarks were given for one image only; give {missing} landmarks as well, or neither")
-        if given.fixed_landmarks is not None and given.moving_landmarks is not None:
-            validate.check_landmarks(
-                given.fixed_landmarks, given.moving_landmarks, fixed=given.fixed, moving=given.moving
-            )
-        return given
-
-
 def _resolve(
-    given: _Inputs, initial: Any, **request: Any
+    given: Inputs, initial: Any, **request: Any
 ) -> tuple[pipeline.Recipe, np.ndarray | None, torch.Tensor | None]:
     """Return the recipe and, where they do not have to be sought, the matrix and the field to start from."""
     ndim = given.fixed.grid.ndim
@@ -454,12 +417,12 @@ def _resolve(
     restrict = request.get("restrict")
     if restrict is not None and len(restrict) != ndim:
         raise OptionError(f"restrict has {len(restrict)} entries for a {ndim}-D image; give one an axis")
-    name, start, start_field = _start(given, initial)
+    name, start, start_field = read_start(given, initial)
     if start_field is not None and request.get("stages") is None:
         # The linear part belongs to the field that came with it; refitting it alone would spoil both.
         request["stages"] = ("deformable",)
     recipe = pipeline.make_recipe(initial=name, **request)
-    _check_device(recipe.device)
+    check_device(recipe.device)
     if start is None and not validate.check_overlap(given.fixed, given.moving):
         warnings.warn(
             VerimorphWarning(
@@ -474,64 +437,14 @@ def _resolve(
     return recipe, start, start_field
 
 
-def _start(given: _Inputs, initial: Any) -> tuple[str, np.ndarray | None, torch.Tensor | None]:
-    ndim = given.fixed.grid.ndim
-    if isinstance(initial, str) and initial in STARTS:
-        return initial, None, None
-    if isinstance(initial, str) and initial == "landmarks":
-        if given.fixed_landmarks is None or given.moving_landmarks is None:
-            raise OptionError("a start from landmarks needs landmarks of both images; give both, or another start")
-        matrix = _rigid_fit(given.fixed_landmarks.coordinates, given.moving_landmarks.coordinates)
-        return initial, matrix, None
-    if isinstance(initial, str | PathLike):
-        path = Path(initial)
-        if not path.exists():
-            raise OptionError(
-                f"start '{initial}' is neither a file nor a known start{nearest(str(initial), (*STARTS, 'landmarks'))}"
-            )
-        initial = read_transform(path, fixed=given.fixed.grid, moving=given.moving.grid)
-    if isinstance(initial, np.ndarray):
-        initial = Affine(initial)
-    if not isinstance(initial, Transform):
-        raise OptionError(f"a start is a name, a transform file or a transform, not {type(initial).__name__}")
-    if initial.ndim != ndim:
-        raise InputError(f"the transform to start from is {initial.ndim}-D, the images are {ndim}-D")
-    parts = _parts(initial)
-    matrix = np.eye(ndim + 1)
-    while parts and isinstance(last := parts[-1], Affine):
-        matrix = matrix @ last.matrix
-        parts.pop()
-    if not parts:
-        return "file", matrix, None
-    before = parts[0] if len(parts) == 1 else Composite(parts)
-    return "file", matrix, before.displacement_on(given.fixed.grid)
-
-
-def _rigid_fit(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
-    """Least-squares rotation and translation from fixed to moving points (Kabsch 1976)."""
-    centre_fixed, centre_moving = fixed.mean(0), moving.mean(0)
-    ndim = fixed.shape[1]
-    for name, points in (("fixed", fixed - centre_fixed), ("moving", moving - centre_moving)):
-        # A rotation in 3-D needs points off one line; in 2-D two that differ.
-        if np.linalg.matrix_rank(points, tol=1e-3) < ndim - 1:
-            needed = "two that differ" if ndim == 2 else "three that are not on one line"
-            raise InputError(f"{len(points)} {name} landmarks do not fix a rotation; give at least {needed}")
-    u, _, vt = np.linalg.svd((fixed - centre_fixed).T @ (moving - centre_moving))
-    turn = np.diag([1.0] * (fixed.shape[1] - 1) + [np.sign(np.linalg.det(vt.T @ u.T))])
-    rotation = vt.T @ turn @ u.T
-    matrix = np.eye(fixed.shape[1] + 1)
-    matrix[:-1, :-1], matrix[:-1, -1] = rotation, centre_moving - rotation @ centre_fixed
-    return matrix
-
-
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise OptionError(f"device '{device}' is not available here; 'verimorph doctor' lists what is") from None
 
 
-def _plan(given: _Inputs, recipe: pipeline.Recipe, threads: int | None = None) -> Plan:
+def _plan(given: Inputs, recipe: pipeline.Recipe, threads: int | None = None) -> Plan:
     grid = given.fixed.grid
     steps = linear_levels(grid, given.moving.grid, final=not recipe.deforms)
     work = []
@@ -553,7 +466,7 @@ def _plan(given: _Inputs, recipe: pipeline.Recipe, threads: int | None = None) -
 
 
 def _assemble(
-    given: _Inputs, recipe: pipeline.Recipe, found: pipeline.Outcome, timings: dict[str, float]
+    given: Inputs, recipe: pipeline.Recipe, found: pipeline.Outcome, timings: dict[str, float]
 ) -> Registration:
     grid = given.fixed.grid
     linear = Affine(found.linear)
@@ -567,7 +480,7 @@ def _assemble(
         backward = Composite([linear.inverse(), DisplacementField(grid, inverse_displacement, displacement)])
     settings = pipeline.describe(recipe) | {"started_from": found.start_name, "threads": torch.get_num_threads()}
     return Registration(
-        **{name: getattr(given, name) for name in _Inputs.__dataclass_fields__},
+        **{name: getattr(given, name) for name in Inputs.__dataclass_fields__},
         transform=forward,
         inverse=backward,
         initial=Affine(found.start),
@@ -577,10 +490,6 @@ def _assemble(
         peak_memory_mb=pipeline.peak_memory_mb(),
         inversion=inversion,
     )
-
-
-def _parts(transform: Transform) -> list[Transform]:
-    return list(transform.parts) if isinstance(transform, Composite) else [transform]
 
 
 def _displacement_summary(transform: Transform, grid: Grid) -> dict[str, float]:
@@ -593,27 +502,6 @@ def _displacement_summary(transform: Transform, grid: Grid) -> dict[str, float]:
         "mean": float(length.mean()),
         "p95": float(np.percentile(length, 95)),
         "max": float(length.max()),
-    }
-
-
-def _fingerprint(image: Image) -> dict[str, Any]:
-    """Name, geometry and SHA-256: of the file where there is one, else of the voxels."""
-    digest = hashlib.sha256()
-    if image.path is not None and Path(image.path).is_file():
-        with open(image.path, "rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        of = "file"
-    else:
-        digest.update(np.ascontiguousarray(image.array).tobytes())
-        of = "voxels"
-    return {
-        "name": image.name,
-        "path": None if image.path is None else str(image.path),
-        "shape": list(image.grid.shape),
-        "spacing_mm": [round(float(s), 6) for s in image.grid.spacing],
-        "sha256": digest.hexdigest(),
-        "sha256_of": of,
     }
 
 

@@ -101,7 +101,14 @@ def test_truncated_without_compression(align, pair, tmp_path):
 def test_voxels_that_are_not_finite(align, bright, tmp_path, value):
     voxels = bright
     voxels[3, 4, 5] = value
-    align(fixed=save(tmp_path / "bad.nii.gz", voxels)).assert_user_error("bad.nii.gz", "(3, 4, 5)")
+    align(fixed=save(tmp_path / "bad.nii.gz", voxels)).assert_user_error("bad.nii.gz", "(3, 4, 5)", "--nan-value")
+
+
+def test_nan_value_lets_them_pass_with_a_warning(align, bright, tmp_path):
+    bright[3, 4, 5] = np.nan
+    outcome = align("--nan-value", "0", "--dry-run", fixed=save(tmp_path / "bad.nii.gz", bright))
+    assert outcome.code == 0, outcome.err
+    assert "replaced by 0" in outcome.err
 
 
 def test_constant_image(align, tmp_path):

@@ -197,7 +197,7 @@ def test_refusals_are_one_line(verimorph, model, pair, tmp_path):
     verimorph("predict", model, "-f", flat, "-m", moving, "-o", out).assert_user_error("nothing to align")
     thin = tmp_path / "thin.nii.gz"
     nib.save(nib.Nifti1Image(np.random.default_rng(0).random((20, 20, 2)).astype(np.float32), np.eye(4)), thin)
-    verimorph("predict", model, "-f", thin, "-m", moving, "-o", out).assert_user_error("the model needs 4 or more")
+    verimorph("predict", model, "-f", thin, "-m", moving, "-o", out).assert_user_error("stride 4", "needs 4 or more")
     verimorph("predict", model, "-f", fixed, "-f", fixed, "-m", moving, "-o", out).assert_user_error("2 are given")
     assert not out.exists()
 

@@ -239,8 +239,12 @@ def test_what_a_model_cannot_take_is_refused_in_one_line(tiny, preparation, obli
     with pytest.raises(InputError, match="the model takes 1 image of each side as channels, 2 are given"):
         registrar(fixed=[fixed, fixed], moving=moving)
     thin = Image.from_array(np.random.default_rng(0).random((20, 20, 2)).astype(np.float32), np.eye(4))
-    with pytest.raises(InputError, match="the model needs 4 or more along every axis"):
+    with pytest.raises(InputError, match="stride 4\\) needs 4 or more along every axis"):
         registrar(fixed=thin, moving=moving)
+    # A stride that is wider than the image, on a grid made for images of this size.
+    wide = tiny()
+    wide.stride = 32
+    assert Registrar(wide, preparation(shape=(32, 32, 32)))(fixed=fixed, moving=moving).extras["tiles"] == 1
     coarse = Image.from_array(fixed.array, Grid(fixed.grid.shape, fixed.grid.affine @ np.diag([5, 5, 5, 1])))
     with pytest.warns(VerimorphWarning, match="look closely at the result"):
         registrar(fixed=coarse, moving=moving)

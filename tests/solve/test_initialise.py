@@ -6,6 +6,7 @@ from tests.solve.phantom import centred_grid, linear_pair, point_error, turn, vo
 
 from verimorph.errors import OptionError
 from verimorph.solve import find_start, make_level, make_measure
+from verimorph.solve.initialise import _leaders
 
 
 def pair(ndim: int, truth: np.ndarray):
@@ -79,3 +80,40 @@ def test_frozen_axis_is_frozen_from_the_start(method):
     matrix, _ = find_start(method, level=level, measure=make_measure("lncc"), free_axes=(True, True, False))
     np.testing.assert_allclose(matrix[2], [0, 0, 1, 0], atol=1e-9)
     assert abs(matrix[0, 3]) > 5
+
+
+class Shaken:
+    """A measure whose values are off by a few units of the sixth digit, as another processor's are."""
+
+    name = "lncc"
+
+    def __init__(self, seed: int) -> None:
+        self.measure, self.random = make_measure("lncc"), np.random.default_rng(seed)
+
+    def channels(self, moving):
+        return self.measure.channels(moving)
+
+    def prepare(self, fixed):
+        prepared, random = self.measure.prepare(fixed), self.random
+
+        class Prepared:
+            def value_and_gradient(self, moved):
+                value, gradient = prepared.value_and_gradient(moved)
+                return value + 1e-5 * random.standard_normal(), gradient
+
+        return Prepared()
+
+
+def test_start_does_not_hang_on_last_digits():
+    truth = turn((3.0, -2.0, 4.0), (6.0, -5.0, 3.0))
+    level = pair(3, truth)
+    names = {find_start("auto", level=level, measure=Shaken(seed))[1] for seed in range(6)}
+    assert names == {"header"}
+
+
+def test_of_level_starts_the_first_leads():
+    matrix = np.eye(4)
+    field = [(0.5005, "header", matrix), (0.5, "centre", matrix), (0.3, "moments", matrix), (0.9, "turn", matrix)]
+    assert [name for _, name, _ in _leaders(field, 1, 1.0)] == ["moments"]
+    assert [name for _, name, _ in _leaders(field, 2, 1.0)] == ["header", "moments"]
+    assert [name for _, name, _ in _leaders(field, 9, 1.0)] == ["header", "centre", "moments", "turn"]

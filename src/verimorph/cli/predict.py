@@ -242,9 +242,9 @@ def predict(
 
 def _registrar(model: Path, device: str, start: str | None, tile: tuple[int, ...] | None) -> Any:
     from verimorph.predict.registrar import Registrar
-    from verimorph.registration import _check_device
+    from verimorph.registration import check_device
 
-    _check_device(device)
+    check_device(device)
     settings: dict[str, Any] = {} if tile is None else {"tile": tile}
     if start is not None:
         settings["start"] = _start(start)
@@ -334,7 +334,7 @@ def _segment(
     from verimorph.predict.jobs import ImageJob, dataset_of, images_of_dataset, images_of_folder
     from verimorph.predict.many import means, segment_many
     from verimorph.predict.segmenter import Segmenter
-    from verimorph.registration import _check_device
+    from verimorph.registration import check_device
 
     kept: list[int] | bool = largest == "all"
     if largest not in (None, "all"):
@@ -344,7 +344,7 @@ def _segment(
         kept = [int(word) for word in words]
     if keep_true and dataset is None:
         raise OptionError("--keep-true needs a data set that knows the true labels; give --dataset and --root")
-    _check_device(device)
+    check_device(device)
     segmenter = Segmenter.load(model, device=device)
     if image:
         from verimorph.data.cases import stem

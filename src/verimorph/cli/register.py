@@ -67,7 +67,7 @@ def register(
     ] = "auto",
     stages: Annotated[
         str | None,
-        option("--stages", value="A,B", text="Only these stages; deformable if already aligned.", panel=_FIT),
+        option("--stages", value="A,B", text="Only these stages, in order; deformable if already aligned.", panel=_FIT),
     ] = None,
     restrict: Annotated[
         str | None,
@@ -94,6 +94,10 @@ def register(
     ] = None,
     moving_landmarks: Annotated[
         Path | None, option("--moving-landmarks", value="FILE", text="As many, in the same order.", panel=_SCORE)
+    ] = None,
+    nan_value: Annotated[
+        float | None,
+        option("--nan-value", value="NUMBER", text="Put this in place of NaN and infinite voxels.", panel=_PREPARE),
     ] = None,
     winsorise: Annotated[
         str, option("--winsorise", value="LOW,HIGH", text="Quantiles that intensities are cut at.", panel=_PREPARE)
@@ -173,6 +177,7 @@ def register(
         "stages": _names(stages, STAGES, "--stages"),
         "restrict": _axes(restrict),
         "symmetric": symmetric,
+        "nan_value": nan_value,
         "winsorise": None if no_winsorise else _quantiles(winsorise),
         "histogram_matching": histogram_matching,
         "bias_correction": bias_correction,

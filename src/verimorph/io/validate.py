@@ -27,7 +27,7 @@ def check_pair(fixed: Image, moving: Image) -> None:
     """
     check_same_dimension(fixed, moving)
     for image, role in ((fixed, "fixed image"), (moving, "moving image")):
-        check_finite(image, role)
+        check_finite(image, role, remedy=_FILL)
         check_not_constant(image, role)
 
 
@@ -41,8 +41,12 @@ def check_same_dimension(fixed: Image, moving: Image) -> None:
         )
 
 
-def check_finite(image: Image, role: str) -> None:
-    """Refuse NaN and infinite voxels; say how many there are, where the first is, and how to replace them."""
+_FILL = "put a number in their place with --nan-value NUMBER (nan_value=NUMBER in Python)"
+_REPLACE = "replace them first, e.g. fslmaths IN -nan OUT or numpy.nan_to_num"
+
+
+def check_finite(image: Image, role: str, *, remedy: str = _REPLACE) -> None:
+    """Refuse NaN and infinite voxels; say how many there are, where the first is, and the remedy."""
     voxels = image.array
     if voxels.dtype.kind != "f":
         return
@@ -56,8 +60,7 @@ def check_finite(image: Image, role: str) -> None:
         f"{number} {kind}" for number, kind in ((nans, "NaN"), (count - nans, "infinite")) if number
     )  # fmt: skip
     raise InputError(
-        f"{role} {image.name}: {kinds} of {voxels.size} voxels, the first at index {tuple(map(int, first))}; replace "
-        "them first, e.g. fslmaths IN -nan OUT or numpy.nan_to_num"
+        f"{role} {image.name}: {kinds} of {voxels.size} voxels, the first at index {tuple(map(int, first))}; {remedy}"
     )
 
 

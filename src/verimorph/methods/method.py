@@ -35,7 +35,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Variant:
-    """A named choice of settings: of the builder, of the objective, of the scheme. What is not given is the method's."""
+    """A named choice of settings of builder, objective and scheme; what is not given is the method's."""
 
     summary: str
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -3,7 +3,8 @@
 Names of outputs
 ----------------
 ``field``
-    (b, d, \\*space), always: forward displacement on the input grid, voxels; fixed index i reads moving index i + field(i).
+    (b, d, \\*space), always: forward displacement on the input grid, voxels; fixed index i reads
+    moving index i + field(i).
 ``velocity``
     (b, d, \\*space'), stationary velocity in voxels of its own grid, which may be coarser than the input's.
 ``velocity_mean``, ``velocity_log_variance``

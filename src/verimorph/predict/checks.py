@@ -91,10 +91,13 @@ def check_images(
         voxels = np.array(first.grid.shape, dtype=float)
     else:
         voxels = first.grid.extent / float(np.min(wanted))
-    if voxels.min() < stride:
+    # Models are trained on small images in a wider grid, so less than a stride is fine where that is a good part of it.
+    least = min(stride, min(preparation.shape) // 4)
+    if voxels.min() < least:
         raise InputError(
-            f"{role} image {first.name}: is {' x '.join(f'{n:.3g}' for n in voxels)} voxels of the model's size, "
-            f"the model needs {stride} or more along every axis; give a larger image, or a model of fewer levels"
+            f"{role} image {first.name}: is {' x '.join(f'{n:.3g}' for n in voxels)} voxels of the model's size, the "
+            f"model (stride {stride}) needs {least} or more along every axis; give a larger image, or a model of fewer "
+            "levels"
         )
     # Axes may be permuted between image and model: extremes are compared.
     ratio = max(spacing.max() / wanted.max(), wanted.min() / spacing.min())

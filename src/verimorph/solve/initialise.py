@@ -26,6 +26,11 @@ STARTS = ("auto", "header", "identity", "centre", "centre-of-mass", "moments", "
 # cannot tell apart.
 _TURN_MARGIN = 0.08
 
+# Starts whose values differ by less than this part of that gain are level, and the one named first wins. Two descents
+# into one valley end within a thousandth of each other, and which is lower hangs on the last bit of a sum: it would
+# change with the processor, and with it everything that follows.
+_LEVEL = 0.01
+
 
 def find_start(
     method: str,
@@ -83,7 +88,8 @@ def find_start(
     objective = LinearObjective(level, measure)
     upright = {"header": np.eye(d + 1), "centre": centre, "centre-of-mass": mass}
     turned = {f"moments {k + 1}": m for k, m in enumerate(_moment_starts(level, masses))}
-    race = _Race(level, measure, free_axes, recorder, objective)
+    unlike = _unlikeness(objective, centre)
+    race = _Race(level, measure, free_axes, recorder, objective, unlike)
     if method == "moments":
         return race.run(turned)[:2]
     if frozen:
@@ -94,7 +100,7 @@ def find_start(
     if turned:
         other, other_name, other_value = race.run(turned)
         # The margin is a part of what the best upright start gains over no likeness at all.
-        margin = _TURN_MARGIN * max(_unlikeness(objective, matrix) - value, 0.0) if method == "auto" else 0.0
+        margin = (_TURN_MARGIN if method == "auto" else _LEVEL) * max(unlike - value, 0.0)
         if other_value < value - margin:
             return other, other_name
     return matrix, name
@@ -109,6 +115,8 @@ class _Race:
     free_axes: Sequence[bool] | None
     recorder: Recorder | None
     objective: LinearObjective
+    unlike: float
+    """Value of the measure when nothing corresponds."""
 
     def run(self, starts: dict[str, np.ndarray]) -> tuple[np.ndarray, str, float]:
         """Return matrix, name and value of the winner.
@@ -117,8 +125,9 @@ class _Race:
         """
         field = [(self.objective.value_and_slope(matrix)[0], name, matrix) for name, matrix in starts.items()]
         for survivors, iterations in ((6, 5), (2, 15)):
-            field = [self._descend(*entry, iterations) for entry in sorted(field, key=lambda e: e[0])[:survivors]]
-        value, name, matrix = min(field, key=lambda entry: entry[0])
+            chosen = _leaders(field, survivors, self.unlike)
+            field = [self._descend(*entry, iterations) for entry in chosen]
+        ((value, name, matrix),) = _leaders(field, 1, self.unlike)
         return matrix, name, value
 
     def _descend(self, value: float, name: str, matrix: np.ndarray, iterations: int) -> tuple[float, str, np.ndarray]:
@@ -134,6 +143,21 @@ class _Race:
         if self.recorder is not None:
             self.recorder.record("start", self.level.shrink, 0, 1, value, iterations * self.objective.voxels / 4)
         return value, name, matrix
+
+
+def _leaders(
+    field: Sequence[tuple[float, str, np.ndarray]], count: int, unlike: float
+) -> list[tuple[float, str, np.ndarray]]:
+    """Return the ``count`` best of ``(value, name, matrix)``, still in their order; of those level, the first ones."""
+    left = list(range(len(field)))
+    chosen: list[int] = []
+    while left and len(chosen) < count:
+        best = min(field[k][0] for k in left)
+        reach = best + _LEVEL * max(unlike - best, 0.0)
+        first = next(k for k in left if field[k][0] <= reach)
+        left.remove(first)
+        chosen.append(first)
+    return [field[k] for k in sorted(chosen)]
 
 
 def _unlikeness(objective: LinearObjective, matrix: np.ndarray) -> float:

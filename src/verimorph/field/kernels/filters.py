@@ -9,15 +9,15 @@ of the weight inside at every position of an axis (ones where the border is zero
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from verimorph.field.kernels.interpolation import FAST
+from verimorph.field.kernels.compiling import FAST, kernel
 
 _PIECE = 2048  # values filtered at once: the output stays in the first cache while taps are added
 _ROWS = 8  # rows of axis 1 filtered at once along axis 0
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _first_taps(source, centre, step, half, out, begin, count):
     """``out = w0 s(t) + sum over k = 1..3 of wk (s(t - k step) + s(t + k step))``."""
     c, o = np.uintp(centre), np.uintp(begin)
@@ -33,7 +33,7 @@ def _first_taps(source, centre, step, half, out, begin, count):
         )
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _more_taps(source, centre, step, half, k, out, begin, count):
     """Add taps ``k``, ``k + 1`` and ``k + 2``."""
     o = np.uintp(begin)
@@ -48,7 +48,7 @@ def _more_taps(source, centre, step, half, k, out, begin, count):
         )
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _convolve(source, centre, step, half, out, begin, count):
     """Filter ``count`` values of a flat array around ``centre``; taps lie ``step`` apart; ``len(half) % 3 == 1``."""
     for s in range(0, count, _PIECE):
@@ -58,13 +58,13 @@ def _convolve(source, centre, step, half, out, begin, count):
             _more_taps(source, centre + s, step, half, k, out, begin + s, n)
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _scale(values, begin, count, factor):
     for t in range(np.uintp(count)):
         values[np.uintp(begin) + t] *= factor
 
 
-@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=FAST)
 def separable_filter(x, half0, half1, half2, norm0, norm1, norm2, pieces, out):
     """Filter every volume of ``x`` ``(C, X, Y, Z)`` along its three axes.
 

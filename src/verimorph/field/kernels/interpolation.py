@@ -9,17 +9,14 @@ has step 0 to the next voxel, so it needs no case of its own. NaN positions clam
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-# Values may be reordered and contracted, but infinities and NaN keep their meaning.
-# No reassociation: whether a loop runs vectorised is decided at run time from addresses, and both ways must give the
-# same bits.
-FAST = {"contract", "nsz"}
+from verimorph.field.kernels.compiling import FAST, kernel
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _place(field, m, x, y, where):
     """Positions ``m @ (i + u(i))`` of one row, ``where`` is ``(3, n)``."""
     u0, u1, u2 = field[0, x, y], field[1, x, y], field[2, x, y]
@@ -35,14 +32,14 @@ def _place(field, m, x, y, where):
         w2[z] = m20 * a + m21 * b + m22 * c + m23
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _steps(shape):
     """Distance in memory to the next voxel along each axis; 0 where an axis has only one."""
     nx, ny, nz = shape
     return np.uintp(ny * nz if nx > 1 else 0), np.uintp(nz if ny > 1 else 0), np.uintp(1 if nz > 1 else 0)
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _cells(where, shape, corner, fraction, inside):
     """Lower corner (flat index), fraction and test of inside for every position of a row."""
     nx, ny, nz = shape
@@ -62,7 +59,7 @@ def _cells(where, shape, corner, fraction, inside):
         f0[z], f1[z], f2[z] = px - np.float32(i), py - np.float32(j), pz - np.float32(l)
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _free(where, shape, inside, free):
     """Where the value moves with the position, an axis at a time: a clamped coordinate has no derivative."""
     for axis in range(3):
@@ -72,7 +69,7 @@ def _free(where, shape, inside, free):
             f[z] = _ONE if inside[z] & (w[z] >= _ZERO) & (w[z] <= top) else _ZERO
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _read(values, corner, fraction, steps, out):
     """Trilinear interpolation of one channel (flat) at the cells of a row."""
     dx, dy, dz = steps
@@ -92,7 +89,7 @@ def _read(values, corner, fraction, steps, out):
         out[z] = w0 + f0[z] * (w1 - w0)
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _read_with_gradient(values, corner, fraction, steps, out, gradient):
     """As :func:`_read`, and the derivative of the value with respect to the position, ``(3, n)``."""
     dx, dy, dz = steps
@@ -119,7 +116,7 @@ def _read_with_gradient(values, corner, fraction, steps, out, gradient):
         g2[z] = d0 + fx * (d1 - d0)
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _through_matrix(m, gradient, free, x, y, out):
     """Chain rule through the matrix: ``out = m[:3, :3].T @ (gradient * free)``, one row."""
     g0, g1, g2, s0, s1, s2 = gradient[0], gradient[1], gradient[2], free[0], free[1], free[2]
@@ -134,7 +131,7 @@ def _through_matrix(m, gradient, free, x, y, out):
         o2[z] = m02 * a + m12 * b + m22 * c
 
 
-@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=FAST)
 def warp(image, shape, field, m, background, out):
     """``out(c, i) = image(c, m @ (i + u(i)))``; ``image`` is ``(C, voxels)``."""
     _, ox, oy, oz = field.shape
@@ -152,7 +149,7 @@ def warp(image, shape, field, m, background, out):
                     row[z] = row[z] if inside[z] else background
 
 
-@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=FAST)
 def warp_with_gradient(image, shape, field, m, out, gradient):
     """Value (edge repeated outside) and derivative (zero outside); ``image`` is flat."""
     _, ox, oy, oz = field.shape
@@ -169,7 +166,7 @@ def warp_with_gradient(image, shape, field, m, out, gradient):
             _through_matrix(m, slope, free, x, y, gradient)
 
 
-@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=FAST)
 def compose(outer, shape, inner, m, out):
     """``out(i) = inner(i) + outer(i + inner(i))``, ``outer`` zero outside; ``m`` is the identity."""
     _, ox, oy, oz = inner.shape
@@ -187,7 +184,7 @@ def compose(outer, shape, inner, m, out):
                     row[z] = start[z] + (row[z] if inside[z] else _ZERO)
 
 
-@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=FAST)
 def sample(image, shape, index, background, out):
     """``out(c, n) = image(c, index(:, n))`` for a list of positions."""
     count, piece = index.shape[1], 1024
@@ -204,7 +201,7 @@ def sample(image, shape, index, background, out):
                 row[n] = row[n] if inside[n] else background
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@kernel(parallel=True)
 def nearest_index(field, shape, m, out):
     """Flat index of the voxel nearest to ``m @ (i + u(i))``, halves up, -1 outside; float64 as ITK computes it."""
     nx, ny, nz = shape
@@ -222,7 +219,7 @@ def nearest_index(field, shape, m, out):
                     out[x, y, z] = -1
 
 
-@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=FAST)
 def warp_backward_field(image, shape, field, m, sensitivity, gradient):
     """Derivative of ``sum(sensitivity * warp(image))`` with respect to the field; slopes are recomputed, not stored."""
     _, ox, oy, oz = field.shape
@@ -247,7 +244,7 @@ def warp_backward_field(image, shape, field, m, sensitivity, gradient):
             _through_matrix(m, total, free, x, y, gradient)
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _spread(values, corner, fraction, inside, steps, first, last, target):
     """Adjoint of :func:`_read` for one row: add to the voxels of ``target`` (flat) from ``first`` up to ``last``."""
     dx, dy, dz = steps
@@ -276,7 +273,7 @@ def _spread(values, corner, fraction, inside, steps, first, last, target):
             target[c + dy + dz] += b * fz
 
 
-@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=FAST)
 def warp_backward_image(shape, field, m, sensitivity, gradient):
     """Derivative of ``sum(sensitivity * warp(image))`` with respect to the image: the adjoint of the interpolation.
 

@@ -7,12 +7,13 @@ the inverse is read and written once, and rows that converge at once cost one pa
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from verimorph.field.kernels.interpolation import _ONE, _ZERO, FAST, _cells, _place, _read, _steps
+from verimorph.field.kernels.compiling import FAST, kernel
+from verimorph.field.kernels.interpolation import _ONE, _ZERO, _cells, _place, _read, _steps
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _advance(w0, w1, w2, r0, r1, r2, step, before, tolerance, smallest_step):
     """Add ``w`` to ``r = u(x + w)``, then ``w -= step r`` where ``|r|`` is not below the tolerance; return how many."""
     still = 0
@@ -31,7 +32,7 @@ def _advance(w0, w1, w2, r0, r1, r2, step, before, tolerance, smallest_step):
     return still
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _tally(where, shape, length):
     """Sum, number and largest of the residuals of a row whose positions do not leave the grid; NaN is infinite."""
     total, count, largest = 0.0, 0, 0.0
@@ -47,7 +48,7 @@ def _tally(where, shape, length):
     return total, count, largest
 
 
-@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=FAST)
 def invert(u, shape, w, m, iterations, tolerance, smallest_step, total, count, largest):
     """Improve ``w`` in place until ``w + u(x + w) = 0``; ``u`` is ``(3, voxels)`` and ``m`` the identity.
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from verimorph.field.kernels.interpolation import FAST
+from verimorph.field.kernels.compiling import FAST, kernel
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _determinant(a, b, c, d, e, f, g, h, i):
     """Determinant of ``I + [[a, b, c], [d, e, f], [g, h, i]]``."""
     a, e, i = a + np.float32(1), e + np.float32(1), i + np.float32(1)
     return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@kernel(fastmath=FAST)
 def _determinants(x0, x1, sx, y0, y1, sy, row, out):
     """One row: ``x0`` and ``x1`` are its neighbours along axis 0, ``(3, n)``; ``y0``, ``y1`` along axis 1."""
     (x00, x01, x02), (x10, x11, x12) = (x0[0], x0[1], x0[2]), (x1[0], x1[1], x1[2])
@@ -38,7 +38,7 @@ def _determinants(x0, x1, sx, y0, y1, sy, row, out):
         )  # fmt: skip
 
 
-@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=FAST)
 def jacobian_determinant(u, out):
     """``det(I + du/dx)``: central differences, one-sided at the border, zero along an axis of one voxel."""
     _, nx, ny, _ = u.shape

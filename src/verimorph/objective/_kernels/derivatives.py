@@ -7,15 +7,15 @@ those in a fixed order, and every voxel of a gradient is written by one thread: 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-# No reassociation: whether a loop runs vectorised is decided at run time from addresses, and both ways must give the
-# same bits.
-_FAST = {"contract", "nsz", "nnan", "ninf"}
+from verimorph.field.kernels.compiling import FAST, kernel
+
+_FAST = FAST | {"nnan", "ninf"}
 _PLANES = 16
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _edge(a, b, absolute, coefficient, share, shared, flux):
     """Coefficient times the difference b - a, or its sign, of the edges from one row to another."""
     n = flux.size
@@ -32,7 +32,7 @@ def _edge(a, b, absolute, coefficient, share, shared, flux):
             flux[x] *= share[x]
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _edge_share(mask, masked, weight, weighted, z, y, dz, dy, dx, out):
     """Both ends inside the mask, times the mean weight of the ends, for the edges that start in a row."""
     n = out.size
@@ -48,7 +48,7 @@ def _edge_share(mask, masked, weight, weighted, z, y, dz, dy, dx, out):
             out[x] *= np.float32(0.5) * (low[x] + high[x])
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _gather(a, b, flux, column, sign, out):
     """Add an edge's energy to the column (sign > 0) and its flux to a row of the gradient."""
     n = flux.size
@@ -62,7 +62,7 @@ def _gather(a, b, flux, column, sign, out):
             out[x] += flux[x]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def first_derivatives(field, coefficients, absolute, mask, masked, weight, weighted, gradient):
     """Sum over edges of ``coefficient * difference**2`` (or its size), and the gradient of half of it (of it).
 
@@ -111,7 +111,7 @@ def first_derivatives(field, coefficients, absolute, mask, masked, weight, weigh
     return total
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _stress_row(field, inverse, mu, lam, share, shared, z, y, stress, value):
     """Stress of the stencils that start in a row, ``stress[axis, component]``, and twice their energy."""
     components, _, _, nx = field.shape
@@ -155,13 +155,13 @@ def _stress_row(field, inverse, mu, lam, share, shared, z, y, stress, value):
                     out[x] *= w[x]
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _add_scaled(source, factor, out):
     for x in range(source.size):
         out[x] += factor * source[x]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def elastic(field, inverse, mu, lam, share, shared, scale, gradient):
     """Sum over stencils of ``2 mu |e|^2 + lam tr(e)^2``, and ``scale`` times the gradient of half of it.
 
@@ -233,7 +233,7 @@ def elastic(field, inverse, mu, lam, share, shared, scale, gradient):
     return total
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _second_row(image, weights, share, shared, z, y, flat, out, column):
     """Weighted second derivatives (zz, yy, xx, zy, zx, yx) at the inner voxels of a row; adds the energy."""
     nx = image.shape[2]
@@ -271,7 +271,7 @@ def _second_row(image, weights, share, shared, z, y, flat, out, column):
                 target[x] *= weight
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def bending(field, weights, share, shared, scale, gradient):
     """Sum over inner voxels of weighted squared second derivatives, and ``scale`` times the gradient of half of it.
 

@@ -7,15 +7,15 @@ planes of their other corners, so even slabs of planes go before odd ones and th
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-# No reassociation: whether a loop runs vectorised is decided at run time from addresses, and both ways must give the
-# same bits.
-_FAST = {"contract", "nsz", "nnan", "ninf"}
+from verimorph.field.kernels.compiling import FAST, kernel
+
+_FAST = FAST | {"nnan", "ninf"}
 _PLANES = 16
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _derivatives(field, z, y, sz, sy, sx, jacobian):
     """Derivatives I + du/dx of the cells of a row at one of their corners: rows of ``jacobian[component, axis]``."""
     components, _, _, nx = field.shape
@@ -36,7 +36,7 @@ def _derivatives(field, z, y, sz, sy, sx, jacobian):
                 out[x] = unit + (high[x] - low[x])
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _determinants(j, out):
     a, b, c = j[0, 0], j[0, 1], j[0, 2]
     d, e, f = j[1, 0], j[1, 1], j[1, 2]
@@ -47,7 +47,7 @@ def _determinants(j, out):
         )
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _penalise(kind, bound, determinant, value, slope):
     """Penalty of every determinant of a row and its derivative; False where all of them are zero.
 
@@ -81,7 +81,7 @@ def _penalise(kind, bound, determinant, value, slope):
     return True
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _add_cofactor(slope, p, q, r, s, low, high):
     """Add slope times the cofactor p q - r s to the upper end of an edge, and take it off the lower one."""
     for x in range(slope.size):
@@ -90,7 +90,7 @@ def _add_cofactor(slope, p, q, r, s, low, high):
         low[x] -= slope[x] * (p[x] * q[x] - r[x] * s[x])
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def determinant_penalty(field, sides, kind, bound, share, shared, scale, gradient):
     """Sum a penalty over cells and ``sides`` (corners of a cell); add ``scale`` times its gradient to ``gradient``."""
     components, nz, ny, nx = field.shape

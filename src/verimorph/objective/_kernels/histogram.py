@@ -10,19 +10,18 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-# No reassociation: whether a loop runs vectorised is decided at run time from addresses, and both ways must give the
-# same bits.
-_FAST = {"contract", "nsz"}
+from verimorph.field.kernels.compiling import FAST, kernel
+
 _JOBS = 32
 
 
-@njit(fastmath=_FAST, inline="always")
+@njit(fastmath=FAST, inline="always")
 def _position(value, low, scale, bins):
     """Position in bins, held inside the range."""
     return min(max((value - low) * scale, np.float32(0.0)), np.float32(bins - 1))
 
 
-@njit(fastmath=_FAST, inline="always")
+@njit(fastmath=FAST, inline="always")
 def _cubic(f):
     """Cubic B-spline weights of the four bins around a fraction ``f`` of the way from the second to the third."""
     g = np.float32(1.0) - f
@@ -36,7 +35,7 @@ def _cubic(f):
     )
 
 
-@njit(fastmath=_FAST, inline="always")
+@njit(fastmath=FAST, inline="always")
 def _cubic_slope(f):
     """Derivatives of the four weights by the position."""
     g = np.float32(1.0) - f
@@ -44,7 +43,7 @@ def _cubic_slope(f):
     return -half * g * g, f * (three_halves * f - two), g * (two - three_halves * g), half * f * f
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=FAST)
 def joint_histograms(fixed, moved, share, shared, low, scale, bins, cubic_fixed):
     """Tables (items, bins + 2, bins + 2) of window products summed over voxels; rows are bins of the fixed image.
 
@@ -88,7 +87,7 @@ def joint_histograms(fixed, moved, share, shared, low, scale, bins, cubic_fixed)
     return total
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=FAST)
 def histogram_gradients(fixed, moved, share, shared, low, scale, bins, cubic_fixed, slope, gradient):
     """Derivative by every ``moved`` voxel of a function whose derivative by the tables is ``slope`` (float32)."""
     items, n = fixed.shape
@@ -120,7 +119,7 @@ def histogram_gradients(fixed, moved, share, shared, low, scale, bins, cubic_fix
             gradient[item, i] = weight * rate * total
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=FAST)
 def binned_moments(values, given, share, shared, low, scale, bins):
     """Per bin of ``given``: summed window weight, and that times ``values``, (items, bins + 2, 2)."""
     items, n = values.shape
@@ -147,7 +146,7 @@ def binned_moments(values, given, share, shared, low, scale, bins):
     return total
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=FAST)
 def binned_moments_gradients(values, given, share, shared, low, scale, bins, slope, to_values, to_given):
     """Derivatives by ``values`` and ``given`` of a function whose derivative by the table is ``slope`` (float32)."""
     items, n = values.shape

@@ -8,16 +8,16 @@ afresh every ``_RESTART`` steps, which keeps float32 rounding from drifting.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-# No reassociation: whether a loop runs vectorised is decided at run time from addresses, and both ways must give the
-# same bits.
-_FAST = {"contract", "nsz", "nnan", "ninf"}
+from verimorph.field.kernels.compiling import FAST, kernel
+
+_FAST = FAST | {"nnan", "ninf"}
 _ROWS = 8
 _RESTART = 16
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _box_plane(source, across, target, ry, rx):
     """Box sum of one plane; ``across`` is scratch of the plane's size. ``target`` may be ``source``."""
     ny, nx = source.shape
@@ -61,7 +61,7 @@ def _box_plane(source, across, target, ry, rx):
                 out[x] = before[x]
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _slide(total, volume, z, rz, first, last):
     """Move the running sum over planes of the rows ``first:last`` to plane ``z``."""
     nz, _, nx = volume.shape
@@ -93,7 +93,7 @@ def _slide(total, volume, z, rz, first, last):
                 out[x] -= old[x]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def planes_of_products(first, first_offset, second, second_offset, mask, masked, ry, rx, out):
     """In-plane box sums of products of two images less their offsets, counted inside the mask.
 
@@ -132,7 +132,7 @@ def planes_of_products(first, first_offset, second, second_offset, mask, masked,
             _box_plane(product, across, out[quantity, lead + z], ry, rx)
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def planes_of_boxes(volumes, count, nz, ry, rx):
     """In-plane box sums of the first ``nz`` planes of the first ``count`` volumes, in place."""
     _, _, ny, nx = volumes.shape
@@ -142,7 +142,7 @@ def planes_of_boxes(volumes, count, nz, ry, rx):
             _box_plane(volumes[quantity, z], across, volumes[quantity, z], ry, rx)
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _mean_and_scatter(sums, squares, inverse, mean, scatter):
     """Window mean and sum of squared deviations of one row: one place, so that kept and fresh ones are the same."""
     for x in range(sums.size):
@@ -150,7 +150,7 @@ def _mean_and_scatter(sums, squares, inverse, mean, scatter):
         scatter[x] = max(squares[x] - sums[x] * mean[x], np.float32(0.0))
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def fixed_statistics(planes, nz_count, ny_count, nx_count, total_count, counted, rz, mean, scatter):
     """Window mean and sum of squared deviations from the in-plane sums of an image and its square."""
     _, nz, ny, nx = planes.shape
@@ -174,7 +174,7 @@ def fixed_statistics(planes, nz_count, ny_count, nx_count, total_count, counted,
                 _mean_and_scatter(sums[y - first], squares[y - first], inverse, mean[z, y], scatter[z, y])
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def correlation(
     planes, mean, scatter, known, nz_count, ny_count, nx_count, total_count, counted, share, shared, rz, epsilon
 ):
@@ -249,7 +249,7 @@ def correlation(
     return total
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def gradient_of_correlation(planes, first, first_offset, second, second_offset, mask, masked, rz, scale, gradient):
     """``scale * (I box(a) - J box(b) - box(a mean_I - b mean_J))`` from the in-plane boxes of the factors.
 

@@ -8,15 +8,15 @@ within reach of each other, so the order of all sums is fixed.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-# No reassociation: whether a loop runs vectorised is decided at run time from addresses, and both ways must give the
-# same bits.
-_FAST = {"contract", "nsz", "nnan", "ninf"}
+from verimorph.field.kernels.compiling import FAST, kernel
+
+_FAST = FAST | {"nnan", "ninf"}
 _PLANES, _ROWS = 32, 16
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _sum_of_rows(rows, indices, out):
     """``out`` becomes the sum of chosen rows, in their order; five, the usual window, in one loop."""
     if indices.size == 5:
@@ -34,7 +34,7 @@ def _sum_of_rows(rows, indices, out):
             out[x] += row[x]
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _sum_along(line, r, out):
     """``out[x]`` becomes the sum of ``line[x : x + 2 r + 1]``."""
     n = out.size
@@ -52,7 +52,7 @@ def _sum_along(line, r, out):
             out[x] += right[x]
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _squares_along(a, b, scale, line, r, out):
     """Box sum along a row, border repeated, of the squared difference of two rows."""
     n = out.size
@@ -65,7 +65,7 @@ def _squares_along(a, b, scale, line, r, out):
     _sum_along(line, r, out)
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _least_and_mean(distances, variance, z, y):
     """Take the smallest distance of every voxel of a row from all, and write the mean of what is left."""
     pairs, _, _, nx = distances.shape
@@ -87,7 +87,7 @@ def _least_and_mean(distances, variance, z, y):
             row[x] -= least[x]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def patch_distances(image, firsts, seconds, reach, radius, scale, distances, variance):
     """Fill ``distances`` (pairs, *space) with D_k less its minimum over k, and ``variance`` with the mean over k.
 
@@ -149,7 +149,7 @@ def patch_distances(image, firsts, seconds, reach, radius, scale, distances, var
     return total / (nz * ny * nx)
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _exponentials(row, inverse, rest, bits, out):
     """``out`` becomes exp(row * inverse), all of it at most 0.
 
@@ -174,7 +174,7 @@ def _exponentials(row, inverse, rest, bits, out):
         out[x] = p * power[x]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def descriptors(distances, variance, low, high):
     """Turn distances into exp(-D / V) in place, V held between ``low`` and ``high``."""
     pairs, nz, ny, nx = distances.shape
@@ -189,7 +189,7 @@ def descriptors(distances, variance, low, high):
                 _exponentials(distances[k, z, y], inverse, rest, bits, distances[k, z, y])
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _row_slopes(pull, distances, z, y, inverse, moves, target):
     """Derivatives by the patch distances of a row.
 
@@ -216,7 +216,7 @@ def _row_slopes(pull, distances, z, y, inverse, moves, target):
             out[x] = through[x] - p[x] + here * total[x]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def slopes(outer, result, distances, variance, low, high, target):
     """Derivatives by the patch distances, from those by the descriptors ``result``."""
     pairs, nz, ny, nx = outer.shape
@@ -235,7 +235,7 @@ def slopes(outer, result, distances, variance, low, high, target):
             _row_slopes(pull, distances, z, y, inverse, moves, target)
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def distance_and_slopes(reference, distances, variance, low, high, share, shared, scale, wanted):
     """Sum over voxels and channels of ``share`` times the squared difference of descriptors.
 
@@ -286,7 +286,7 @@ def distance_and_slopes(reference, distances, variance, low, high, share, shared
     return total
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _adjoint_along(source, scale, line, r, out):
     """Adjoint of a box sum with repeated borders, along a row, times ``scale``; ``line`` has zeros at both ends."""
     n = out.size
@@ -300,7 +300,7 @@ def _adjoint_along(source, scale, line, r, out):
         out[n - 1] += middle[n - 1 - i] * (r - i)
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _adjoint_rows(rows, indices, j, n, r, out):
     """``out`` becomes row ``j`` of the adjoint box over ``n`` rows; row i is ``rows[indices[i - max(0, j - r)]]``."""
     _sum_of_rows(rows, indices, out)
@@ -313,7 +313,7 @@ def _adjoint_rows(rows, indices, j, n, r, out):
                 out[x] += extra * row[x]
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="never")
+@kernel(fastmath=_FAST, inline="never")
 def _add_change(total, a, b, to_first, to_second):
     for x in range(total.size):
         total[x] *= np.float32(2.0) * (a[x] - b[x])
@@ -323,7 +323,7 @@ def _add_change(total, a, b, to_first, to_second):
         to_second[x] -= total[x]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=_FAST)
 def gradient_of_distances(slopes, image, firsts, seconds, reach, radius, scale, gradient):
     """Add to the padded ``gradient`` what the derivatives by the patch distances make of the padded ``image``."""
     pairs, nz, ny, nx = slopes.shape

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-# No reassociation: whether a loop runs vectorised is decided at run time from addresses, and both ways must give the
-# same bits.
-_FAST = {"contract", "nsz"}
+from verimorph.field.kernels.compiling import FAST, kernel
+
 _CHUNK = 1 << 16
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+@kernel(parallel=True, fastmath=FAST)
 def squared_difference(fixed, moved, share, shared, scale, gradient, wanted):
     """Sum of ``share * (moved - fixed)**2`` over flat images; ``gradient`` gets ``scale * share * (moved - fixed)``."""
     n = fixed.size
