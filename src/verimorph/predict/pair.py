@@ -12,10 +12,11 @@ import torch
 
 from verimorph import pipeline
 from verimorph.errors import VerimorphWarning
+from verimorph.inputs import Inputs
 from verimorph.io import as_image
 from verimorph.predict.refine import refine
 from verimorph.predict.registrar import Prediction, Registrar
-from verimorph.registration import Registration, _assemble, _Inputs
+from verimorph.registration import Registration, _assemble
 from verimorph.solve.progress import Event
 from verimorph.transform import Affine
 
@@ -65,7 +66,7 @@ def predict_pair(
         clock = pipeline.Clock()
         with clock("read"):
             fixed, moving = _images(fixed), _images(moving)
-            given = _Inputs.read(
+            given = Inputs.read(
                 fixed=fixed[0],
                 moving=moving[0],
                 fixed_mask=None,
@@ -82,7 +83,7 @@ def predict_pair(
         timings = clock.seconds | predicted.extras["seconds"]
         if refinement is None:
             result = Registration(
-                **{name: getattr(given, name) for name in _Inputs.__dataclass_fields__},
+                **{name: getattr(given, name) for name in Inputs.__dataclass_fields__},
                 transform=predicted.transform,
                 inverse=predicted.inverse,
                 initial=Affine(predicted.extras["start"]),
