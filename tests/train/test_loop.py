@@ -160,7 +160,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     whole, killed = start("whole", "new", "0"), start("killed", "new", "0.3")
     log = tmp_path / "killed" / "log.csv"
     deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and not (log.is_file() and len(rows(log)) >= 11):
+    while time.monotonic() < deadline and killed.poll() is None and not (log.is_file() and len(rows(log)) >= 11):
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
@@ -415,7 +415,8 @@ class _Dying(torch.utils.data.IterableDataset):
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_data_worker_is_one_line(tmp_path, fabric, tiny):
     loader = torch.utils.data.DataLoader(_Dying(), batch_size=None, num_workers=1)
-    with pytest.raises(ResourceError, match=r"a data worker ended unexpectedly at step 3.*step-00000003"):
+    # The system tells of the death by a signal, which may come at any step.
+    with pytest.raises(ResourceError, match=r"a data worker ended unexpectedly at step \d, .*use fewer workers"):
         train(
             tiny,
             phases=[phase(9)],
@@ -424,6 +425,7 @@ def test_a_killed_data_worker_is_one_line(tmp_path, fabric, tiny):
             options=quick(checkpoint_every=1),
             fabric=fabric,
         )
+    assert all(path.name.startswith("step-") for path in (tmp_path / "checkpoints").glob("*")), "nothing half-written"
 
 
 def test_patience_ends_the_run(tmp_path, fabric, tiny, phantoms):

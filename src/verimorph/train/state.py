@@ -51,7 +51,7 @@ def flatten(state: Any, name: str = "") -> tuple[Any, dict[str, Tensor]]:
         plain = {"kind": "list" if isinstance(state, list) else "tuple", "items": [part for part, _ in inner]}
         return plain, {place: tensor for _, found in inner for place, tensor in found.items()}
     if state is None or isinstance(state, bool | int | float | str):
-        return state, tensors
+        return state, {}
     raise TypeError(f"a checkpoint cannot hold {type(state).__name__} ({name})")
 
 
