@@ -144,7 +144,11 @@ def export_model(
             second = module(**dict(zip(inputs, others, strict=True)))
         difference = 0.0
         for images, wanted in ((volumes, expected), (others, tuple(second[name] for name in outputs))):
-            got = _READERS[format](beside, images)
+            try:
+                got = _READERS[format](beside, images)
+            except Exception as error:
+                first = str(error).strip().splitlines() or [type(error).__name__]
+                raise InputError(f"the {format} file of the model cannot be run: {first[0][:200]}") from error
             for one, other in zip(got, wanted, strict=True):
                 apart = float((one - other).abs().amax())
                 difference = max(difference, apart if math.isfinite(apart) else math.inf)
@@ -186,7 +190,11 @@ def _write_onnx(network: Named, volumes: tuple[Tensor, ...], path: Path) -> None
     # takes every reading of a volume apart into hundreds and needs minutes for an integrated velocity.
     torch.onnx.register_custom_op_symbolic("aten::__iand_", _logical_and, _OPSET)
     with redirect_stdout(io.StringIO()):
-        torch.onnx.export(network, volumes, str(path), opset_version=_OPSET, dynamo=False, **names)
+        try:
+            torch.onnx.export(network, volumes, str(path), opset_version=_OPSET, dynamo=False, **names)
+            _read_onnx(path, volumes)
+        except Exception:  # windows of attention, for one, it writes so that no runtime loads them
+            torch.onnx.export(network, volumes, str(path), dynamo=True, external_data=False, **names)
 
 
 def _logical_and(graph: Any, one: Any, other: Any) -> Any:
