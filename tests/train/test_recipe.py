@@ -55,7 +55,7 @@ def test_a_variant_brings_its_terms_and_scheme():
         ({"method": "voxelmorph", "objective": "lnc"}, [], "unknown term 'lnc'; did you mean 'lncc'"),
         ({"method": "voxelmorph", "phases": [{"freeze": ["("]}]}, [], r"'\(' is no regular expression"),
         ({"method": "voxelmorph"}, ["steps"], "write key=value"),
-        ({"method": "voxelmorph"}, ["steps.x=1", "steps.x.y=2"], "'steps.x' is a value"),
+        ({"method": "voxelmorph", "steps": 3}, ["steps.x=2"], "'steps' is a value"),
         ({"method": "voxelmorph", "phases": [{}]}, ["phases.3.steps=1"], "no place in a list of 1"),
         ({}, [], "names no method"),
     ],

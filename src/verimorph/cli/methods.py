@@ -96,7 +96,10 @@ def _all(chosen: list[Method], rows: list[Row]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("method", "what", "published in", box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    table.add_column("what")
+    table.add_column("published in")
     for heading in ("size", "Dice, published", "Dice, ours"):
         table.add_column(heading, justify="right")
     table.add_column("needs")

@@ -268,10 +268,7 @@ class _Run:
         except RuntimeError as error:  # raised by a signal, wherever the loop happens to be
             if "DataLoader worker" not in str(error):
                 raise
-            raise ResourceError(
-                f"a data worker ended unexpectedly at step {self.step}, most likely for want of memory; "
-                f"use fewer workers{self._go_on()}"
-            ) from error
+            raise ResourceError(self._worker_ended()) from error
         finally:
             self.board.close()
         done = max(self.step - self.first, 0)
@@ -418,8 +415,18 @@ class _Run:
             batch = next(batches)
         except StopIteration:
             raise InputError(f"the training data ended after {self.drawn} batches; it must go on") from None
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            if getattr(error, "filename", None) is not None:  # a file of the data, not a worker's socket
+                raise
+            raise ResourceError(self._worker_ended()) from error
         self.drawn += 1
         return self._on_device(checked_batch(batch, objective))
+
+    def _worker_ended(self) -> str:
+        return (
+            f"a data worker ended unexpectedly at step {self.step}, most likely for want of memory; "
+            f"use fewer workers{self._go_on()}"
+        )
 
     def _on_device(self, batch: Batch) -> dict[str, Any]:
         moved = {}

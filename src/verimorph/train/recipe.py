@@ -284,7 +284,7 @@ def assign_setting(settings: dict[str, Any], place: Sequence[str], value: Any) -
         if following is None:
             here[where] = value
             return
-        if isinstance(here, dict) and not isinstance(here.get(where), dict | list):
+        if isinstance(here, dict) and here.get(where) is None:
             here[where] = {}
         here = here[where]
 
