@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -9,16 +11,20 @@ from verimorph.errors import OptionError
 from verimorph.field.jacobian import jacobian_determinant
 from verimorph.field.smooth import gaussian_smooth
 
+_SHORTEST_REACH = 1.0  # voxels
+_SLOW = 0.6  # a pass that leaves more than this part of the folds calls for a wider one
+
 
 def unfold(
-    displacement: Float[Tensor, "b d *space"], *, floor: float = 0.05, rounds: int = 30
+    displacement: Float[Tensor, "b d *space"], *, floor: float = 0.05, rounds: int = 60
 ) -> Float[Tensor, "b d *space"]:
     """Return the field with ``det(I + du/dx) > floor`` at every voxel (central differences).
 
     Where the determinant is at or below the floor the field is blended with a smoothed copy of itself, with weights
-    that fade over a few voxels; repeated with a wider reach until nothing is left. A field without folds comes back as
-    it is, the same object. Composing small smooth steps cannot fold in the continuum; on a lattice single voxels still
-    do.
+    that fade over a few voxels; repeated until nothing is left. The reach grows only while folds hardly go: blending
+    over a wide neighbourhood makes new folds at its rim, and smears a field that has a few stubborn ones altogether. A
+    field without folds comes back as it is, the same object. Composing small smooth steps cannot fold in the continuum;
+    on a lattice single voxels still do.
 
     Parameters
     ----------
@@ -31,11 +37,15 @@ def unfold(
     """
     if not 0 <= floor < 1:
         raise OptionError(f"the floor of the Jacobian determinant is {floor}; it must be at least 0 and below 1")
-    for n in range(rounds):
+    reach, before = _SHORTEST_REACH, math.inf
+    for _ in range(rounds):
         folded = (jacobian_determinant(displacement) <= floor)[:, None]
-        if not bool(folded.any()):
+        count = int(folded.sum())
+        if count == 0:
             break
-        reach = 1.0 + 0.25 * n
+        if count > _SLOW * before:
+            reach += 0.25
+        before = count
         # A single voxel's weight after smoothing is its share of the kernel; scaled so that it is 1 at the fold.
         weight = gaussian_smooth(folded.to(displacement.dtype), reach)
         weight = (weight * (2.5066 * reach) ** (displacement.shape[1])).clamp(max=1)
