@@ -174,13 +174,17 @@ def find_engines(wanted: list[str], extra: list[Engine] = []) -> list[Engine]:  
 
 
 @cache
+_OTHER_ROOMS = ("bench", "data", "methods", "nn", "predict", "train")
+_OTHER_COMMANDS = tuple(f"cli/{name}.py" for name in ("__init__", "bench", "export", "methods", "predict", "train"))
+
+
 def code_fingerprint() -> str:
-    """Return eight digits that change when the code of the package (this harness apart) does."""
+    """Return eight digits that change when the code that registers a pair does; learned models are no part of that."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         part = file.relative_to(root)
-        if part.parts[0] != "bench" and part.as_posix() != "cli/bench.py":
+        if part.parts[0] not in _OTHER_ROOMS and part.as_posix() not in _OTHER_COMMANDS:
             digest.update(part.as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:8]
 
