@@ -189,12 +189,24 @@ def _write_onnx(network: Named, volumes: tuple[Tensor, ...], path: Path) -> None
     # The exporter by tracing: it writes GridSample as one operation (of volumes from opset 20 on), where the newer one
     # takes every reading of a volume apart into hundreds and needs minutes for an integrated velocity.
     torch.onnx.register_custom_op_symbolic("aten::__iand_", _logical_and, _OPSET)
+    torch.onnx.register_custom_op_symbolic("aten::movedim", _moved_axes, _OPSET)
     with redirect_stdout(io.StringIO()):
         try:
             torch.onnx.export(network, volumes, str(path), opset_version=_OPSET, dynamo=False, **names)
             _read_onnx(path, volumes)
-        except Exception:  # windows of attention, for one, it writes so that no runtime loads them
+        except Exception:  # an operation that it does not know, or writes so that no runtime loads it
             torch.onnx.export(network, volumes, str(path), dynamo=True, external_data=False, **names)
+
+
+def _moved_axes(graph: Any, value: Any, source: Any, destination: Any) -> Any:
+    """``movedim`` as a transposition; the exporter's own writes negative axes as they are, which no runtime loads."""
+    rank = value.type().dim()
+    constants = (source.node().t("value"), destination.node().t("value"))
+    here, there = ([axis % rank for axis in constant.view(-1).tolist()] for constant in constants)
+    order = [axis for axis in range(rank) if axis not in here]
+    for target, axis in sorted(zip(there, here, strict=True)):
+        order.insert(target, axis)
+    return graph.op("Transpose", value, perm_i=order)
 
 
 def _logical_and(graph: Any, one: Any, other: Any) -> Any:
