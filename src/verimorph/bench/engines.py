@@ -173,11 +173,11 @@ def find_engines(wanted: list[str], extra: list[Engine] = []) -> list[Engine]:  
     return [known[name] for name in dict.fromkeys(names)]
 
 
-@cache
 _OTHER_ROOMS = ("bench", "data", "methods", "nn", "predict", "train")
 _OTHER_COMMANDS = tuple(f"cli/{name}.py" for name in ("__init__", "bench", "export", "methods", "predict", "train"))
 
 
+@cache
 def code_fingerprint() -> str:
     """Return eight digits that change when the code that registers a pair does; learned models are no part of that."""
     root = Path(__file__).parents[1]
