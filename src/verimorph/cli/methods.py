@@ -93,7 +93,6 @@ def _size(count: int | None) -> str:
 
 def _all(chosen: list[Method], rows: list[Row]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -102,7 +101,7 @@ def _all(chosen: list[Method], rows: list[Row]) -> None:
     table.add_column("published in")
     for heading in ("size", "Dice, published", "Dice, ours"):
         table.add_column(heading, justify="right")
-    table.add_column("needs")
+    table.add_column("extra")
     for one in chosen:
         told, where = _published(one)
         ours, there = _best(rows, one.name)
@@ -115,7 +114,7 @@ def _all(chosen: list[Method], rows: list[Row]) -> None:
             _size(one.parameters),
             f"{told}\n{where}" if where else told,
             f"{ours}\n{there}" if there else ours,
-            escape(f"verimorph[{','.join(one.needs)}]") if one.needs else "",
+            ", ".join(one.needs),
         )
     Console(highlight=False).print(table)
 
