@@ -110,9 +110,6 @@ def train(
     import torch
 
     torch.set_num_threads(count)
-    if torch.cuda.is_available() and device in ("auto", "cuda"):
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
     from verimorph.train.run import run_recipe, set_up
 
     if dry_run:
