@@ -16,6 +16,7 @@ from verimorph.nn.heads import affine, spline
 from verimorph.nn.heads.affine import AffineHead, affine_field, affine_matrix, parameter_count
 from verimorph.nn.heads.displacement import DisplacementHead, bounded
 from verimorph.nn.heads.distribution import DistributionHead
+from verimorph.nn.heads.gradients import GradientHead
 from verimorph.nn.heads.spline import SplineHead, lattice_shape, spline_field
 from verimorph.nn.heads.time_varying import TimeVaryingHead
 from verimorph.nn.heads.velocity import Integration, VelocityHead
@@ -266,3 +267,18 @@ def test_lattice_of_weights_sums_to_one():
         for phase in range(s):
             start = (2 * s - 1 - phase) % s
             assert weights[start::s].sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("make", [DisplacementHead, VelocityHead, GradientHead, DistributionHead])
+def test_autocast_does_not_round_fields(make):
+    """Displacements near 16 voxels would come in steps of an eighth."""
+    torch.manual_seed(0)
+    head = make(ndim=3, channels=4).eval()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_(0, 1)
+    features, image = torch.randn(1, 4, 8, 8, 8), torch.zeros(1, 1, 8, 8, 8)
+    exact = head(features, fixed=image, moving=image)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = head(features, fixed=image, moving=image)
+    torch.testing.assert_close(cast["field"], exact["field"])

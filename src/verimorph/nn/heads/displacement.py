@@ -16,6 +16,15 @@ def exact(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def in_full_precision(layer: nn.Module, features: Tensor) -> Tensor:
+    """A layer outside autocast, in at least float32: bfloat16 rounds displacements near 16 voxels to an eighth."""
+    kind = features.device.type
+    if torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return exact(layer(exact(features)))
+    return exact(layer(features))
+
+
 def bounded(raw: Float[Tensor, "b d *space"], extent: float = 1.0) -> Float[Tensor, "b d *space"]:
     """Displacement in voxels that stays below ``extent`` times half the image: ``softsign(raw) extent N_d / 2``.
 
@@ -60,6 +69,6 @@ class DisplacementHead(nn.Module):
         moving: Float[Tensor, "b c *space"],
     ) -> dict[str, Tensor]:
         """``field``, on the grid of the images."""
-        raw = exact(self.convolution(features))
+        raw = in_full_precision(self.convolution, features)
         field = raw if self.bound is None else bounded(raw, self.bound)
         return {"field": resize_displacement(field, size_of(fixed))}

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verimorph.nn.blocks import convolution, size_of, start_small
-from verimorph.nn.heads.displacement import exact
+from verimorph.nn.heads.displacement import in_full_precision
 from verimorph.nn.heads.velocity import Integration, Inverse
 
 
@@ -75,7 +75,8 @@ class DistributionHead(nn.Module):
         moving: Float[Tensor, "b c *space"],
     ) -> dict[str, Tensor]:
         """Mean, log-variance, ``velocity`` (draw or mean), ``field`` and, where asked for, ``inverse``."""
-        mean, log_variance = exact(self.mean(features)), exact(self.log_variance(features))
+        mean = in_full_precision(self.mean, features)
+        log_variance = in_full_precision(self.log_variance, features)
         velocity = self.draw(mean, log_variance) if self.training or self.sampling else mean
         outputs = self.integration(velocity, size_of(fixed))
         return {"velocity_mean": mean, "velocity_log_variance": log_variance, **outputs}

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from verimorph.errors import InputError
 from verimorph.nn.blocks import convolution, start_at_zero
+from verimorph.nn.heads.displacement import in_full_precision
 
 
 def integrate_gradients(gradients: Float[Tensor, "b d *space"]) -> Float[Tensor, "b d *space"]:
@@ -75,8 +76,7 @@ class GradientHead(nn.Module):
         moving: Float[Tensor, "b i *fine"] | None = None,
     ) -> dict[str, Tensor]:
         """``gradients`` in (0, 1) and ``field`` in voxels, at least float32; the images are not looked at."""
-        logits = self.convolution(features)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = in_full_precision(self.convolution, features)
         if self.factor > 1:
             logits = functional.interpolate(logits, scale_factor=float(self.factor), mode="nearest")
         gradients = logits.sigmoid()

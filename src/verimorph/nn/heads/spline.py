@@ -14,7 +14,7 @@ from torch.nn import functional
 from verimorph.errors import InputError, OptionError
 from verimorph.field import resize
 from verimorph.nn.blocks import convolution, size_of, start_small
-from verimorph.nn.heads.displacement import exact
+from verimorph.nn.heads.displacement import in_full_precision
 from verimorph.nn.heads.velocity import Integration, Inverse
 
 
@@ -127,7 +127,7 @@ class SplineHead(nn.Module):
     ) -> dict[str, Tensor]:
         """``parameters`` (control values, voxels of the input grid), ``field``; of a velocity what it integrates to."""
         shape = size_of(fixed)
-        parameters = exact(self.convolution(resize(features, lattice_shape(shape, self.spacing))))
+        parameters = in_full_precision(self.convolution, resize(features, lattice_shape(shape, self.spacing)))
         with torch.autocast(features.device.type, enabled=False):
             dense = spline_field(parameters, shape, self.spacing)
         outputs = {"field": dense} if self.integration is None else self.integration(dense, shape)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from verimorph.errors import OptionError
 from verimorph.field import compose, resize, resize_displacement, warp
 from verimorph.nn.blocks import ConvBlock, convolution, size_of, start_small
-from verimorph.nn.heads.displacement import exact
+from verimorph.nn.heads.displacement import exact, in_full_precision
 
 
 class _Step(nn.Module):
@@ -27,7 +27,7 @@ class _Step(nn.Module):
 
     def forward(self, features: Tensor, fixed: Tensor, moved: Tensor) -> Tensor:
         pair = self.pair(torch.cat((fixed, moved), 1))
-        return exact(self.velocity(self.join(torch.cat((features, pair), 1))))
+        return in_full_precision(self.velocity, self.join(torch.cat((features, pair), 1)))
 
 
 class TimeVaryingHead(nn.Module):

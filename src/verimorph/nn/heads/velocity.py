@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from verimorph.errors import OptionError
 from verimorph.field import exponentiate, resize_displacement
 from verimorph.nn.blocks import convolution, size_of, start_small
-from verimorph.nn.heads.displacement import bounded, exact
+from verimorph.nn.heads.displacement import bounded, exact, in_full_precision
 
 Inverse = Literal["always", "evaluation", "never"]
 
@@ -96,6 +96,6 @@ class VelocityHead(nn.Module):
         moving: Float[Tensor, "b c *space"],
     ) -> dict[str, Tensor]:
         """``velocity``, ``field`` and, where asked for, ``inverse``."""
-        raw = exact(self.convolution(features))
+        raw = in_full_precision(self.convolution, features)
         velocity = raw if self.bound is None else bounded(raw, self.bound)
         return self.integration(velocity, size_of(fixed))
