@@ -463,6 +463,26 @@ def test_patience_ends_the_run(tmp_path, fabric, tiny, phantoms):
     assert (result.stopped_early, result.steps, result.best_step, result.metrics) == (True, 8, 4, {"dice": 0.6})
 
 
+def test_a_run_that_patience_ended_stays_ended(tmp_path, fabric, tiny, phantoms):
+    values = iter([0.5, 0.4, 0.3, 0.9])
+
+    def run(resume: bool):
+        return train(
+            tiny,
+            phases=[phase(50)],
+            train_batches=phantoms.train_batches,
+            folder=tmp_path,
+            options=quick(validate_every=2, patience=2),
+            validate=lambda model: Validation({"dice": next(values)}),
+            fabric=fabric,
+            resume=resume,
+        )
+
+    ended, again = run(False), run(True)
+    assert (ended.steps, ended.stopped_early) == (6, True)
+    assert (again.steps, again.stopped_early, again.best_step) == (6, True, 2)
+
+
 def test_a_limit_of_time_ends_the_run_with_its_schedule_at_the_end(tmp_path, fabric, tiny, phantoms):
     pair = phantoms.pair(0)
 

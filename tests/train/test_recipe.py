@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -99,6 +100,23 @@ def test_a_settled_recipe_reads_back_the_same(tmp_path):
     assert isinstance(Recipe.model_validate(yaml.safe_load(file.read_text())), Recipe)
 
 
+def test_what_is_a_default_is_said_all_the_same():
+    """Left out of the file, the method's own settings would stand in its place when a run is resumed."""
+    recipe = settle({"method": "modet", "optimiser": {"schedule": "constant"}, "batch": 1, "symmetric": False})
+    assert recipe.optimiser.schedule == "constant"
+    again = settle(read_yaml(recipe.to_yaml()))
+    assert again == recipe
+    assert again.model_dump() == recipe.model_dump()
+
+
+def test_an_optimiser_of_a_phase_stands_over_that_of_the_recipe():
+    recipe = settle({"method": "modet", "phases": [{"steps": 1}, {"steps": 1, "optimiser": {"lr": 1e-5}}]})
+    first, second = (phase.parts[0].optimiser for phase in recipe.build_phases())
+    assert (first.lr, second.lr) == (1e-4, 1e-5)
+    assert second.schedule == first.schedule == "poly"
+    assert second.settings == first.settings == {"amsgrad": True}
+
+
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_recipes_of_the_repository_are_sound(file):
     recipe = read_recipe(file)
@@ -191,6 +209,30 @@ def test_every_option_of_the_loop_can_be_set_by_a_recipe(pairs):
 
     options = set_up(small(pairs, **given)).options
     assert {name: getattr(options, name) for name in given} == given
+
+
+def test_labels_of_the_validation_alone_are_scored(pairs, tmp_path):
+    from verimorph.train.run import run_recipe
+
+    recipe = small(pairs, objective="mse")
+    recipe = recipe.model_copy(update={"data": {**recipe.data, "keep_labels": False}})
+    result = run_recipe(recipe, tmp_path / "run", accelerator="cpu")
+    assert 0 < result.metrics["dice"] <= 1
+
+
+def test_a_resumed_run_goes_on_with_the_same_dropout(pairs, tmp_path):
+    """A loader must not take numbers from the generator that dropout draws from: a resumed run begins one more."""
+    from verimorph.train.run import run_recipe
+
+    model = {"embedding": 4, "depths": [2], "heads": [2], "window": [2, 2, 2], "drop_path": 0.5}
+    whole = small(pairs, method="transmorph", model=model, objective="mse", checkpoint_every=2, steps=6)
+    run_recipe(whole, tmp_path / "whole", accelerator="cpu")
+    run_recipe(whole, tmp_path / "parted", accelerator="cpu")
+    newest = max((tmp_path / "parted" / "checkpoints").iterdir())
+    shutil.rmtree(newest)
+    log = tmp_path / "parted" / "log.csv"
+    run_recipe(whole, tmp_path / "parted", accelerator="cpu", resume=True)
+    assert log.read_text() == (tmp_path / "whole" / "log.csv").read_text()
 
 
 def test_a_grid_that_the_network_cannot_take_is_refused(pairs):

@@ -213,6 +213,9 @@ def batches(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
+        # Its own, though an item is decided by its number: a loader that begins draws from the global generator, and a
+        # resumed run, which begins one more, would go on with other dropout than the run it continues.
+        generator=torch.Generator().manual_seed(0),
         **more,
     )
     return _guarded(loader)

@@ -312,6 +312,8 @@ class _Run:
         prepared = self.fabric.setup_optimizers(*self.optimisers)
         self.stepping = list(prepared) if isinstance(prepared, tuple) else [prepared]
         self._training_mode()
+        if saved is not None and self.options.patience is not None and self.unimproved >= self.options.patience:
+            return True
         if saved is not None and self.fabric.global_rank < len(saved["random"]):
             set_random_state(saved["random"][self.fabric.global_rank])
         batches = iter(self.train_batches(self.drawn))

@@ -156,7 +156,7 @@ class Recipe(_Strict):
 
         phases = []
         for number, phase in enumerate(self.phases or [PhaseRecipe()], start=1):
-            optimiser = phase.optimiser or self.optimiser
+            optimiser = _over(self.optimiser, phase.optimiser)
             parts = phase.parts if phase.parts is not None else self.parts
             first = number == 1
             phases.append(
@@ -167,7 +167,7 @@ class Recipe(_Strict):
                     parts=tuple(
                         Part(
                             part.match,
-                            (part.optimiser or optimiser).build(),
+                            _over(optimiser, part.optimiser).build(),
                             part.turns,
                             None if part.objective is None else objective(part.objective),
                         )
@@ -182,10 +182,18 @@ class Recipe(_Strict):
         return tuple(phases)
 
     def to_yaml(self, *, head: Sequence[str] = ()) -> str:
-        """The recipe as a file, all settings that are not the defaults; ``head`` are its first comment lines."""
-        settings = self.model_dump(mode="json", exclude_defaults=True)
+        """The recipe as a file, all that any of its layers said; ``head`` are its first comment lines.
+
+        A value that happens to be a default is written, too: read back, it stands against the method's own.
+        """
+        settings = self.model_dump(mode="json", exclude_unset=True)
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110)
         return "".join(f"# {line}\n" for line in head) + text
+
+
+def _over(base: OptimiserRecipe, more: OptimiserRecipe | None) -> OptimiserRecipe:
+    """What ``more`` says, and for the rest what ``base`` does."""
+    return base if more is None else base.model_copy(update=more.model_dump(exclude_unset=True))
 
 
 def _expand(path: str | None) -> str | None:

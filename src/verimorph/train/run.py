@@ -110,7 +110,7 @@ def _card(recipe: Recipe, data: Data, settings: Mapping[str, Any]) -> Card:
             cases=len(data.train_ids) or None,
             sha256=hashlib.sha256(names.encode()).hexdigest() if names else None,
         ),
-        recipe=json.loads(json.dumps(recipe.model_dump(mode="json", exclude_defaults=True))),
+        recipe=json.loads(json.dumps(recipe.model_dump(mode="json", exclude_unset=True))),
         licence=recipe.licence,
     )
 
