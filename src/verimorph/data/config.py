@@ -7,7 +7,7 @@ no setting goes further than there.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -313,7 +313,9 @@ def build_data(config: DataConfig | Mapping[str, Any], *, seed: int = 0) -> Data
     preparation = Preparation.from_dict({**_plain(dataset.preparation), **settings.preparation})
     train = dataset.split(settings.train)
     trained = _with_labels(dataset, settings, train)
-    class_values = _class_values(settings, dataset, trained, train)
+    judged_pairs = _validation(settings, dataset)
+    seen = dict.fromkeys([*train, *(id for pair in judged_pairs for id in pair)])
+    class_values = _class_values(settings, dataset, seen)
     noisy = None if settings.noisy_labels is None else expand(settings.noisy_labels)
     if noisy is not None and not noisy.is_dir():
         raise InputError(f"{noisy}: no such folder of noisy labels; predict them first or leave out noisy_labels")
@@ -348,7 +350,7 @@ def build_data(config: DataConfig | Mapping[str, Any], *, seed: int = 0) -> Data
         store=store,
         validation_store=judged,
         train_ids=ids,
-        validation_pairs=_validation(settings, dataset),
+        validation_pairs=judged_pairs,
         channels=preparation.channels * len(dataset.cases[0].images),
         epoch=stream.sampler.size,
         single=single,
@@ -437,8 +439,11 @@ def _with_labels(dataset: Dataset, settings: DataConfig, train: Sequence[str]) -
     return dataset.with_labels_only(labelled)
 
 
-def _class_values(settings: DataConfig, dataset: Dataset, trained: Dataset, train: Sequence[str]) -> tuple[int, ...]:
-    """Label values of the classes: as asked for, as the set names them, or as found in its label maps."""
+def _class_values(settings: DataConfig, dataset: Dataset, ids: Iterable[str]) -> tuple[int, ...]:
+    """Label values of the classes: as asked for, as the set names them, or as found in the label maps of ``ids``.
+
+    Labels that are for the validation alone count, too: it scores by them.
+    """
     if settings.classes is not None:
         if len(set(settings.classes)) < len(settings.classes) or min(settings.classes, default=1) < 1:
             raise OptionError(f"data: classes {settings.classes} must be label values above 0, each once")
@@ -449,8 +454,8 @@ def _class_values(settings: DataConfig, dataset: Dataset, trained: Dataset, trai
     if dataset.label_names:
         return tuple(sorted(dataset.label_names))
     found: set[int] = set()
-    for id in train:
-        labels = trained.case(id).read_labels()
+    for id in ids:
+        labels = dataset.case(id).read_labels()
         if labels is not None:
             found |= {int(value) for value in np.unique(labels.array)}
     return tuple(sorted(found - {0}))

@@ -220,6 +220,8 @@ class Store:
 
 def classes_of(labels: Int[Tensor, "*space"], class_values: Sequence[int]) -> Int[Tensor, "*space"]:
     """Number label values as classes: the i-th of ``class_values`` (from 1) becomes i, every other value 0."""
+    if not class_values:
+        return torch.zeros_like(labels, dtype=torch.int64)
     values = torch.tensor(sorted(class_values), dtype=torch.int64)
     numbers = torch.tensor([list(class_values).index(int(v)) + 1 for v in values], dtype=torch.int64)
     place = torch.searchsorted(values, labels.contiguous()).clamp(max=len(values) - 1)
