@@ -188,7 +188,7 @@ def test_refusals_are_one_line(verimorph, model, pair, tmp_path):
     verimorph("predict", model, *words, "--refine", 0).assert_user_error("--refine is 0")
     verimorph("predict", model, *words, "--val").assert_user_error("--pairs or --dataset")
     verimorph("predict", model, "--dataset", "ixii", "--root", tmp_path, "-o", out).assert_user_error("'ixi'")
-    verimorph("predict", model, "--dataset", "ixi", "-o", out).assert_user_error("--root")
+    verimorph("predict", model, "--dataset", "ixi", "-o", out).assert_user_error("say with --root")
     verimorph("predict", model, *words, "--start", "affin").assert_user_error("did you mean 'affine'")
     verimorph("predict", model, *words, "--device", "cuda:77").assert_user_error("verimorph doctor")
     verimorph("predict", model, "--folder", tmp_path, "-o", out).assert_user_error("is a registration model")

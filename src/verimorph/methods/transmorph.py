@@ -92,7 +92,7 @@ METHOD = Method(
     ),
     build=build,
     objective=("lncc:radius=4", "diffusion:weight=1"),
-    scheme={"optimiser": {"name": "adam", "lr": 1e-4, "amsgrad": True}, "batch": 1},
+    scheme={"optimiser": {"name": "adam", "lr": 1e-4, "amsgrad": True, "schedule": "poly", "power": 0.9}, "batch": 1},
     variants={
         "bayes": Variant("dropout in the transformer that stays on for sampling", {"always_on_dropout": 0.15}),
         "bspline": Variant("control values of a B-spline velocity", {"transform": "bspline"}),

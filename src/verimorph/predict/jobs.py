@@ -103,13 +103,15 @@ def _of_task(case: Any, in_voxels: bool) -> PairJob:
 
 
 def dataset_of(name: str, root: str | Path | None) -> Dataset:
-    """A named data set in a folder."""
+    """A named data set in a folder; by default the one of its name below ``VERIMORPH_DATA``."""
     from verimorph.data.adapters import adapter
+    from verimorph.data.config import expand
 
     found = adapter(name)
-    if root is None:
-        raise OptionError(f"--dataset {name} needs --root, the folder it lies in ({found.obtain})")
-    return found.dataset(root)
+    folder = Path(root) if root is not None else expand("${VERIMORPH_DATA}") / name
+    if root is None and not folder.is_dir():
+        raise OptionError(f"--dataset {name}: no folder {folder}; say with --root where it lies ({found.obtain})")
+    return found.dataset(folder)
 
 
 def jobs_of_dataset(dataset: Dataset, split: str) -> list[PairJob]:

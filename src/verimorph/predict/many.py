@@ -19,7 +19,7 @@ from verimorph.evaluate.score import flat_measures, without_nan
 from verimorph.io import write_image, write_transform
 from verimorph.io.safe import replacing, replacing_folder
 from verimorph.predict.jobs import ImageJob, PairJob
-from verimorph.predict.pair import identity_of, predict_pair
+from verimorph.predict.pair import identity_of, predict_pair, start_of
 from verimorph.predict.registrar import Prediction, Registrar
 from verimorph.predict.segmenter import Segmenter, with_true_labels
 from verimorph.predict.submission import write_field
@@ -221,8 +221,10 @@ def _finished(
         return False
     settings = provenance.get("settings", {})
     asked = None if refinement is None else pipeline.describe(refinement)
-    return provenance.get("model") == identity_of(registrar.card) and (
-        _refinement(settings.get("refinement")) == _refinement(asked)
+    return (
+        provenance.get("model") == identity_of(registrar.card)
+        and settings.get("start") == start_of(registrar)
+        and _refinement(settings.get("refinement")) == _refinement(asked)
     )
 
 

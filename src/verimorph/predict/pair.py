@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from verimorph import pipeline
@@ -118,13 +119,18 @@ def described(registrar: Registrar, predicted: Prediction) -> dict[str, Any]:
     return {
         "transform": "deformable",
         "model_grid": {"shape": list(grid.shape), "spacing_mm": [round(float(s), 6) for s in grid.spacing]},
-        "start": registrar.start if isinstance(registrar.start, str) else "matrix",
+        "start": start_of(registrar),
         "tiles": predicted.extras["tiles"],
         "inverse": predicted.extras["inverse"],
         "device": str(registrar.runner.device),
         "threads": torch.get_num_threads(),
         "seed": 0,
     }
+
+
+def start_of(registrar: Registrar) -> str | list[list[float]]:
+    """How a pair is brought together first, JSON-able."""
+    return registrar.start if isinstance(registrar.start, str) else np.asarray(registrar.start, float).tolist()
 
 
 def identity_of(card: Card | None) -> dict[str, Any] | None:
