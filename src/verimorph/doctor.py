@@ -17,6 +17,11 @@ from typing import Any
 EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
     "formats": ("X5 transforms", {"nitransforms": "nitransforms", "h5py": "h5py"}),
     "demo": ("the template brain of `verimorph demo`", {"nilearn": "nilearn"}),
+    "train": (
+        "training, and networks with Swin blocks",
+        {"monai": "monai", "lightning-fabric": "lightning_fabric", "tensorboard": "tensorboard", "pyyaml": "yaml"},
+    ),
+    "export": ("ONNX files", {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}),
     "dev": ("tests, linter and type checker", {"pytest": "pytest", "hypothesis": "hypothesis", "ruff": "ruff"}),
     "docs": ("this documentation, built", {"mkdocs-material": "material", "mkdocstrings": "mkdocstrings"}),
 }

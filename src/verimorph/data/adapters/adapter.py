@@ -109,7 +109,7 @@ def proportional_splits(
     """Deal ids out at random (seeded, over their sorted list) where a set has no published split.
 
     >>> proportional_splits(["a", "b", "c", "d"], {"train": 0.5, "test": 0.5})
-    {'train': ('c', 'd'), 'test': ('a', 'b')}
+    {'train': ('a', 'c'), 'test': ('b', 'd')}
     """
     ordered = [sorted(ids)[i] for i in np.random.default_rng(seed).permutation(len(ids))]
     ends = np.rint(np.cumsum(list(shares.values())) / sum(shares.values()) * len(ids)).astype(int)
