@@ -70,9 +70,9 @@ class Plan:
 
 
 def run_plan(plan: Plan, *, say: Callable[[str], None] = lambda line: None) -> Iterator[Record]:
-    """Do every run of ``plan`` that is not recorded yet; yield each new record once it is on the disk."""
+    """Do every run of ``plan`` that is not recorded yet, or could not start then; yield each new record, written."""
     latest = plan.records.latest()
-    done = set() if plan.again else {r.key for r in latest if r.quiet or not plan.again_busy}
+    done = set() if plan.again else {r.key for r in latest if r.started and (r.quiet or not plan.again_busy)}
     if any(engine.ours for engine, *_ in _order(plan, done)):
         _warm_up(plan, say)
     for engine, case, repeat in _order(plan, done):

@@ -72,6 +72,11 @@ class Record:
         return (self.engine, self.settings, self.case, self.threads, self.repeat)
 
     @property
+    def started(self) -> bool:
+        """Whether the engine ran at all: its environment and the images were there."""
+        return self.ok or self.wall_s is not None
+
+    @property
     def quiet(self) -> bool:
         """Whether the run had the machine nearly to itself, so that its seconds mean something."""
         return self.others_share is None or self.others_share <= QUIET
