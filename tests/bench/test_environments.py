@@ -57,3 +57,14 @@ def test_mistakes_are_named(tmp_path):
 
 def test_every_version_is_exact():
     assert all("==" in line for lines in environments.ENVIRONMENTS.values() for line in lines)
+
+
+def test_who_needs_numpy_has_it():
+    """SimpleITK alone brings none, and says so only where an array is asked for: in deformable cases."""
+    scripts = environments.Path(environments.__file__).parent / "peers"
+    brings = ("numpy", "antspyx", "dipy", "convexAdam")
+    for name, requirements in environments.ENVIRONMENTS.items():
+        for script in scripts.glob(f"{name}*.py"):
+            text = script.read_text(encoding="utf-8")
+            if "import numpy" in text or "GetArray" in text:
+                assert any(requirement.startswith(brings) for requirement in requirements), script.name

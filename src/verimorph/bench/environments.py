@@ -16,7 +16,7 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "ants": ("antspyx==0.6.3",),
     "greedy": ("picsl_greedy==1.4.0.3", "SimpleITK==2.5.7", "numpy==2.4.6"),
     "elastix": ("SimpleITK-SimpleElastix==3.0.0a1.post183",),
-    "sitk_demons": ("SimpleITK==2.5.7",),
+    "sitk_demons": ("SimpleITK==2.5.7", "numpy==2.4.6"),
     "dipy": ("dipy==1.12.1", "SimpleITK==2.5.7"),
     "convexadam": ("convexAdam==0.2.0", "torch==2.13.0", "picsl_greedy==1.4.0.3", "SimpleITK==2.5.7"),
 }
