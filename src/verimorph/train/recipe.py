@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
+from verimorph.data.config import Strict
 from verimorph.errors import InputError, OptionError, nearest
 from verimorph.methods import METHODS, method
 from verimorph.objective import Objective, build_objective
@@ -24,20 +25,7 @@ from verimorph.train.phases import Optimiser, Part, Phase
 Terms = str | list[str | dict[str, Any]] | dict[str, Any]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, given: Any) -> Any:
-        if isinstance(given, Mapping):
-            for key in given:
-                if key not in cls.model_fields:
-                    raise ValueError(f"no setting '{key}'{nearest(str(key), cls.model_fields)}")
-        return given
-
-
-class OptimiserRecipe(_Strict):
+class OptimiserRecipe(Strict):
     """See `verimorph.train.phases.Optimiser`; further keys are those of the torch optimiser."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -61,7 +49,7 @@ class OptimiserRecipe(_Strict):
         return Optimiser(**{name: getattr(self, name) for name in own}, settings={**self.settings, **more})
 
 
-class PartRecipe(_Strict):
+class PartRecipe(Strict):
     """Some weights (regular expression over their names) and what moves them; see `verimorph.train.phases.Part`."""
 
     match: str = ""
@@ -70,7 +58,7 @@ class PartRecipe(_Strict):
     objective: Terms | None = None
 
 
-class PhaseRecipe(_Strict):
+class PhaseRecipe(Strict):
     """One stretch of training; what it leaves open is as in the recipe."""
 
     name: str | None = None
@@ -84,7 +72,7 @@ class PhaseRecipe(_Strict):
     symmetric: bool | None = None
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """All that a training run is determined by.
 
     Attributes
