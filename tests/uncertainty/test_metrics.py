@@ -150,11 +150,7 @@ def test_label_calibration_of_drawn_labels(random):
     p = np.exp(logits) / np.exp(logits).sum(0)
     drawn = (p.cumsum(0) < random.uniform(size=p.shape[1:])).sum(0).clip(0, 3)
     for classwise in (False, True):
-        for foreground_only in (False, True):
-            if foreground_only and not classwise:
-                continue  # choosing voxels by their truth biases the confidence of the rest, by design
-            error = m.label_calibration_error(p, drawn, classwise=classwise)
-            assert error < 0.01, (classwise, foreground_only)
+        assert m.label_calibration_error(p, drawn, classwise=classwise) < 0.01
     sharp = p**3 / (p**3).sum(0)
     assert m.label_calibration_error(sharp, drawn) > 0.1
 
@@ -227,7 +223,7 @@ def test_areas_of_ranking_add_up(random):
     guess = error + random.normal(size=error.size)
     curve = m.sparsification(error, guess)
     assert curve.ause + curve.aurg == pytest.approx(m.ause(error, np.zeros(4000)) + m.aurg(error, np.zeros(4000)))
-    assert curve.by_uncertainty[0] == curve.oracle[0] == 1.0
+    assert (curve.by_uncertainty[0], curve.oracle[0]) == (pytest.approx(1), pytest.approx(1))
     assert (np.diff(curve.oracle) <= 1e-12).all()
     # the area under the curve, brought back to mm, is the area of risk over coverage
     area = (1 - curve.aurg) * error.mean()

@@ -1,7 +1,7 @@
 """How good an uncertainty is, measured against known errors: coverage, calibration, ranking.
 
-Pure functions of arrays. Errors and uncertainties are of any shape, the same for both, and are read as flat lists; an entry
-that is NaN in either is left out. A measure that is not defined (no entry, a constant, one class only) is NaN.
+Pure functions of arrays. Errors and uncertainties are of any shape, the same for both, and are read as flat lists; an
+entry that is NaN in either is left out. A measure that is not defined (no entry, a constant, one class only) is NaN.
 """
 
 from __future__ import annotations
@@ -286,8 +286,8 @@ def label_calibration_error(
 ) -> float:
     """ECE of a label map: of the confidence of the most probable label, or class by class.
 
-    Top label: confidence ``max_c p_c``, hit ``argmax_c p_c = y``. Classwise (SCE, Nixon et al. 2019): for each class the
-    ECE of ``p_c`` against ``y = c``, then the mean over classes that occur in truth or prediction.
+    Top label: confidence ``max_c p_c``, hit ``argmax_c p_c = y``. Classwise (SCE, Nixon et al. 2019): for each class
+    the ECE of ``p_c`` against ``y = c``, then the mean over classes that occur in truth or prediction.
 
     Parameters
     ----------
@@ -300,8 +300,9 @@ def label_calibration_error(
     classwise
         Whether classes are judged one by one.
     foreground_only
-        Leave out voxels that are background in truth and prediction (in a volume they swamp everything else), and class 0 of
-        the classwise mean.
+        Leave out voxels that are background in truth and prediction (in a volume they swamp everything else), and
+        class 0 of the classwise mean. Choosing by the truth keeps misses and drops right background, so even right
+        probabilities do not reach 0: for comparisons only. A ``mask`` that does not follow the truth has no such bias.
     mask
         Further restriction to these voxels.
     """
@@ -424,8 +425,8 @@ def sparsification(
 ) -> Sparsification:
     """Sparsification curve: remove by falling uncertainty, look at the mean error of the rest (Ilg et al., ECCV 2018).
 
-    Both curves are divided by the mean error of all. Equal uncertainties are ordered at random, so that a constant map is
-    worth what chance is. At the right end one step's share is kept rather than nothing.
+    Both curves are divided by the mean error of all. Equal uncertainties are ordered at random, so that a constant map
+    is worth what chance is. At the right end one step's share is kept rather than nothing.
 
     Parameters
     ----------
