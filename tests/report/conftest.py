@@ -45,6 +45,23 @@ class Finished:
     provenance: dict = field(default_factory=dict)
     truth: Any = None
     warnings: list = field(default_factory=list)
+    uncertainty: Any = None
+
+
+@dataclass
+class Unsure:
+    """The attributes of ``verimorph.uncertainty.assess.Uncertainty`` that the page reads."""
+
+    error_mm: Image
+    displacement_std: Image
+    level: float = 0.9
+    label_uncertainty: Image | None = None
+    volumes: dict = field(default_factory=dict)
+    calibration: str = "known deformations of six brains"
+    calibrated_for: str = "T1 images of whole heads, 1 mm"
+    verdict: str = "review"
+    reasons: str = "low similarity after alignment"
+    probability: float = 0.31
 
 
 def finish(fixed: Image, moving: Image, transform: Any, **more: Any) -> Finished:
@@ -86,6 +103,31 @@ def phantom(grid: Grid, *, seed: int = 0) -> tuple[Image, Image]:
         labels[((offset / (radii * scale)) ** 2).sum(-1) < 1] = label
     values = np.array([0, 500, 900, 250])[labels] + random.normal(0, 15, grid.shape)
     return Image.from_array(values.astype(np.float32), grid, name="head"), Image.from_array(labels, grid, name="labels")
+
+
+@pytest.fixture(scope="session")
+def unsure():
+    """``unsure(finished, **more)``: the same with a bound that grows from 0.4 mm in the middle to the rim."""
+    from dataclasses import replace
+
+    def doubt(finished: Finished, **more: Any) -> Finished:
+        grid = finished.fixed.grid
+        index = np.stack(np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij"), -1)
+        world = grid.index_to_world(index.reshape(-1, grid.ndim)).reshape(index.shape)
+        bound = (0.4 + 0.06 * np.linalg.norm(world, axis=-1)).astype(np.float32)
+        volumes = {
+            1: {"volume_ml": 120.0, "low_ml": 116.0, "high_ml": 125.0},
+            2: {"volume_ml": 11.5, "low_ml": 10.1, "high_ml": 12.4},
+            3: {"volume_ml": 0.0, "low_ml": 0.0, "high_ml": 0.4},
+        }
+        given = {
+            "error_mm": Image.from_array(bound, grid, name="error_mm"),
+            "displacement_std": Image.from_array(bound / 3, grid, name="displacement_std"),
+            "volumes": volumes if finished.moving_labels is not None else {},
+        }
+        return replace(finished, uncertainty=Unsure(**(given | more)))
+
+    return doubt
 
 
 @pytest.fixture(scope="session")

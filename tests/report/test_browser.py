@@ -58,7 +58,18 @@ def page(known, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def visit(browser, page, tmp_path_factory):
     """``visit("mode=grid", size=(w, h), script="...")`` returns the DOM after scripts ran, or pixels if ``picture``."""
-    folder = tmp_path_factory.mktemp("browser")
+    return visitor(browser, page, tmp_path_factory.mktemp("browser"))
+
+
+@pytest.fixture(scope="module")
+def visit_unsure(browser, known, unsure, tmp_path_factory):
+    """The same for a registration whose error is bounded."""
+    folder = tmp_path_factory.mktemp("unsure")
+    return visitor(browser, write_report(unsure(known()), folder / "report.html"), folder)
+
+
+def visitor(browser: str, page: Path, folder: Path):
+    """Return the function that opens a page."""
 
     @cache
     def go(view: str = "", *, size: tuple[int, int] = (1280, 1500), script: str = "", picture: bool = False):
@@ -181,3 +192,30 @@ def test_prints(browser, page, tmp_path):
     subprocess.run(command, capture_output=True, timeout=120, check=True)
     assert paper.read_bytes().startswith(b"%PDF")
     assert paper.stat().st_size > 50_000
+
+
+def test_bound_is_drawn_in_the_colours_of_its_bar(visit_unsure):
+    bright, dark = (249, 210, 74), (75, 17, 115)
+    picture = visit_unsure("theme=light", size=(1280, 1500), picture=True)
+    for colour in (bright, dark):
+        assert near(picture, colour, 70) > 1000
+    amber = near(picture, (154, 103, 0), 12)
+    assert amber > 300
+
+
+def test_view_of_the_bound_opens_and_has_its_scale(visit_unsure):
+    script = """
+      const shown = [...document.querySelectorAll('.viewer [data-for]')].filter((e) => !e.hidden);
+      const uses = [...document.querySelectorAll('.viewer .planes use[href]')].map((u) => u.getAttribute('href'));
+      document.documentElement.dataset.seen =
+        [shown.map((e) => e.dataset.for), uses.every((id) => document.querySelector(id)), uses.length].join('|');
+    """
+    root = re.search(r"<html[^>]*>", visit_unsure("mode=bound", script=script))[0]
+    assert re.search(r'data-seen="([^"]*)"', root)[1] == "bound|true|6"
+
+
+@pytest.mark.parametrize("width", [520, 1280])
+def test_bound_does_not_stick_out_sideways(visit_unsure, width):
+    script = "document.documentElement.dataset.wide = document.documentElement.scrollWidth - innerWidth"
+    root = re.search(r"<html[^>]*>", visit_unsure("sheet=1", size=(width, 900), script=script))[0]
+    assert int(re.search(r'data-wide="(-?\d+)"', root)[1]) <= 0

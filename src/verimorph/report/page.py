@@ -21,7 +21,7 @@ from verimorph.field import sample
 from verimorph.field.backend import using_threads
 from verimorph.io.safe import replacing
 from verimorph.prepare import default_background
-from verimorph.report import charts, facts, paint
+from verimorph.report import charts, facts, paint, uncertainty
 from verimorph.report.pictures import Painter, Place
 from verimorph.report.survey import Survey, coarse
 from verimorph.report.view import tilt_degrees
@@ -117,6 +117,7 @@ def _context(r: Registration) -> dict[str, Any]:
         else "where the registration started (its header leaves it out of view)",
         "has_labels": bool(measured.labels),
         "has_truth": r.truth is not None,
+        "sure": uncertainty.gather(r, survey),
         "charts": charts.convergence(r.history),
         "chart_size": {k: getattr(charts, k) for k in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")},
         "timings": _timings(r.timings),

@@ -13,6 +13,7 @@ from torch import Tensor
 from verimorph.field import sample
 from verimorph.grid import Grid
 from verimorph.report import lines, paint
+from verimorph.report import uncertainty as sureness
 from verimorph.report.survey import Survey, coarse
 from verimorph.report.view import Plane, planes_through
 
@@ -51,6 +52,7 @@ class Scales:
 
     volume_ratio: float = 2.0
     error_mm: float = 1.0
+    bound_mm: float = 1.0
     grid_step_mm: float = 10.0
     any_folded: bool = False
 
@@ -94,6 +96,13 @@ class Painter:
             points = self.survey.points[self.survey.foreground.ravel()]
             error = np.linalg.norm(r.transform.map_points(points) - r.truth.map_points(points), axis=1)
             self.scales.error_mm = max(0.5, float(np.ceil(2 * np.percentile(error, 99)) / 2))
+        found = getattr(r, "uncertainty", None)
+        self.bound = None if found is None else (found.error_mm.tensor(), found.error_mm.grid)
+        if found is not None:
+            points = self.survey.points[self.survey.foreground.ravel()]
+            self.scales.bound_mm = sureness.scale_mm(sureness.values_at(found.error_mm, points))
+            if r.truth is not None:  # one scale, so that bound and true error can be compared by eye
+                self.scales.bound_mm = self.scales.error_mm = max(self.scales.bound_mm, self.scales.error_mm)
 
     def place(self, key: str, title: str, note: str, point: ndarray) -> Place:
         """Paint all layers of the planes through a world point."""
@@ -119,6 +128,8 @@ class Painter:
             images[f"residual-{when}"] = paint.data_uri(self._residual(plane, when))
         if r.truth is not None:
             images["error"] = paint.data_uri(self._error(plane))
+        if self.bound is not None:
+            images["bound"] = paint.data_uri(self._bound(plane))
         paths = {
             "edges-fixed": lines.svg_path(lines.edges(fixed)),
             "edges-before": lines.svg_path(lines.edges(before)),
@@ -170,6 +181,13 @@ class Painter:
         heat = paint.coloured(error.reshape(plane.shape), (0.0, self.scales.error_mm), paint.colour_table("error"))
         shown = plane.values(self.survey.body, self.survey.grid) > 0.5
         return np.dstack([heat, np.where(shown, 235, 0).astype(np.uint8)])
+
+    def _bound(self, plane: Plane) -> ndarray:
+        """Error bound in the colours of the true error, over the anatomy only; it lets the fixed image through."""
+        bound = plane.values(*self.bound)
+        heat = paint.coloured(bound, (0.0, self.scales.bound_mm), paint.colour_table("error"))
+        shown = (plane.values(self.survey.body, self.survey.grid) > 0.5) & np.isfinite(bound)
+        return np.dstack([heat, np.where(shown, 200, 0).astype(np.uint8)])
 
     def _grid(self, plane: Plane) -> list[ndarray]:
         grid = self.registration.fixed.grid

@@ -18,6 +18,7 @@
     volume: { base: "volume", over: ["edges-fixed"], words: "map of volume change" },
     residual: { base: "fixed", over: ["residual-{m}"], words: "fixed image with residual" },
     error: { base: "fixed", over: ["error"], words: "fixed image with true error" },
+    bound: { base: "fixed", over: ["bound"], words: "fixed image with error bound" },
   };
   const state = { mode: "slider", place: viewer.dataset.place, moving: "after", split: 50, tile: 20, on: false, playing: true };
   const link = (element, id) => {

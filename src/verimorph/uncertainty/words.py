@@ -1,0 +1,80 @@
+"""What a bound and a verdict mean, in plain words: the same in the report, in ``explain`` and in tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: What to do about each verdict.
+ADVICE = {
+    "pass": "nothing suspicious was found",
+    "review": "look at it before you use it",
+    "fail": "probably broken; do not use it as it is",
+}
+LIMITS = (
+    "It is a promise about many voxels together, not about any single one, "
+    "and none at all about images of another kind."
+)
+
+
+def meaning(level: float) -> str:
+    """Say what a bound at ``level`` means.
+
+    >>> meaning(0.9)
+    'At 90 of 100 voxels the true error is at most this, for images like those of the calibration set.'
+    """
+    voxels = f"{100 * level:g} of 100 voxels"
+    return f"At {voxels} the true error is at most this, for images like those of the calibration set."
+
+
+def verdict_line(verdict: str, reasons: str) -> str:
+    """Return a verdict with what to do and why.
+
+    >>> verdict_line("review", "low similarity")
+    'review: look at it before you use it (low similarity)'
+    """
+    advice = ADVICE.get(verdict, "")
+    line = f"{verdict}: {advice}" if advice else verdict
+    return f"{line} ({reasons})" if reasons else line
+
+
+def in_words(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """Turn ``verdict`` and ``uncertainty`` of a ``metrics.json`` into labelled lines; what is missing has no line.
+
+    Parameters
+    ----------
+    metrics
+        ``verdict``: ``verdict``, ``reasons``, ``probability``; ``uncertainty``: ``level``, ``calibration``,
+        ``calibrated_for``, ``median_mm``, ``p95_mm``.
+    """
+    lines = []
+    verdict, bound = metrics.get("verdict") or {}, metrics.get("uncertainty") or {}
+    if verdict:
+        lines.append(("Verdict", verdict_line(verdict["verdict"], verdict.get("reasons", ""))))
+        if (probability := verdict.get("probability")) is not None:
+            lines.append(("", f"estimated chance that the registration is broken: {percent(probability)}"))
+    if bound:
+        level = float(bound["level"])
+        if bound.get("median_mm") is not None:
+            sizes = f"median {bound['median_mm']:.3g} mm"
+            if bound.get("p95_mm") is not None:
+                sizes += f", 95th percentile {bound['p95_mm']:.3g} mm, over the foreground"
+            lines.append(("Error bound", f"{100 * level:g} % level; {sizes}"))
+        else:
+            lines.append(("Error bound", f"{100 * level:g} % level"))
+        lines += [("Meaning", meaning(level)), ("", LIMITS)]
+        if bound.get("calibration"):
+            lines.append(("Calibrated on", str(bound["calibration"])))
+        if bound.get("calibrated_for"):
+            lines.append(("Holds for", str(bound["calibrated_for"])))
+    return lines
+
+
+def percent(share: float) -> str:
+    """Write a probability as per cent; never 0 or 100, which no estimate is.
+
+    >>> percent(0.123), percent(0.0001), percent(0.9999)
+    ('12 %', 'below 1 %', 'above 99 %')
+    """
+    if share < 0.01:
+        return "below 1 %"
+    return "above 99 %" if share > 0.99 else f"{100 * share:.0f} %"
