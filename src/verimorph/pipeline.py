@@ -243,6 +243,7 @@ def run(
     start: Float[ndarray, "h h"] | None = None,
     start_name: str = "file",
     start_field: Float[Tensor, "1 d *space"] | None = None,
+    rough: bool = False,
     watcher: Callable[[Event], None] | None = None,
 ) -> Outcome:
     """Go through the stages of a recipe.
@@ -252,10 +253,12 @@ def run(
     start
         World matrix (fixed to moving) to start from instead of seeking one; ``start_field`` a field on the fixed grid
         that acts before it.
+    rough
+        A linear result is for something else to go on from, so its finest level is left out.
     """
     torch.manual_seed(recipe.seed)
     clock, recorder = Clock(), Recorder(watcher)
-    steps = linear_levels(fixed.grid, moving.grid, final=not recipe.deforms)
+    steps = linear_levels(fixed.grid, moving.grid, final=not (recipe.deforms or rough))
     planned = _planned_cost(fixed.grid, recipe, steps)
     recorder.budget = sum(planned.values())
     linear_measure = make_measure(recipe.similarity, radius=LINEAR_RADIUS)

@@ -86,7 +86,13 @@ def test_refinement_lowers_the_objective_and_starts_from_the_prediction(registra
 def test_refinement_settings():
     recipe = refinement_recipe(10, similarity="mse")
     assert (recipe.levels, recipe.iterations, recipe.stages) == ((2, 1), (5, 10), ("deformable",))
-    with pytest.raises(OptionError, match="--refine is 0"):
-        refinement_recipe(0)
+    recipe = refinement_recipe((100, 70, 10))
+    assert (recipe.levels, recipe.iterations) == ((4, 2, 1), (100, 70, 10))
+    assert refinement_recipe((10,)).iterations == (5, 10)
+    for nothing in (0, (0,), (0, 0)):
+        with pytest.raises(OptionError, match="--refine is 0"):
+            refinement_recipe(nothing)
+    with pytest.raises(OptionError, match="differ in number"):
+        refinement_recipe((20, 10), levels=(4, 2, 1))
     with pytest.raises(OptionError, match="lncc"):
         refinement_recipe(5, similarity="lnc")

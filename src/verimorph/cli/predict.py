@@ -97,7 +97,13 @@ def predict(
         bool, flag("--keep-true", text="Put true labels back where the data set has them.", panel=_IMAGES)
     ] = False,
     refine: Annotated[
-        int | None, option("--refine", value="N", text="Iterations of the solver after the model.", panel=_REFINE)
+        str | None,
+        option(
+            "--refine",
+            value="N",
+            text="Iterations of the solver after the model; 100x70x10: of each level, coarse first.",
+            panel=_REFINE,
+        ),
     ] = None,
     similarity: Annotated[
         str, option("-s", "--similarity", value="TERM", text="What the solver compares by.", panel=_REFINE)
@@ -108,7 +114,7 @@ def predict(
     ] = None,
     levels: Annotated[
         str | None,
-        option("--levels", value="1", text="Shrink factors, default 2x1; above 1 half of N.", panel=_REFINE),
+        option("--levels", value="1", text="Shrink factors, default 2x1; of one N half above 1.", panel=_REFINE),
     ] = None,
     start: Annotated[
         str | None,
@@ -198,11 +204,12 @@ def predict(
     from verimorph.predict.many import Wanted
 
     recipe = None
-    if refine is not None:
+    iterations = schedule(refine, "--refine")
+    if iterations is not None:
         from verimorph.predict.refine import refinement_recipe
 
         recipe = refinement_recipe(
-            refine,
+            iterations,
             similarity=similarity,
             regularity=regularity,
             levels=schedule(levels, "--levels"),

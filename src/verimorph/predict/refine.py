@@ -6,7 +6,7 @@ greedy diffeomorphic solver, started from the predicted field, with the predicte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,14 @@ two poor starts, Dice after 10 and 30 iterations was 0.001 to 0.010 higher than 
 the usual length gained nothing."""
 
 
-def refinement_recipe(iterations: int, **settings: Any) -> pipeline.Recipe:
+def refinement_recipe(iterations: int | Sequence[int], **settings: Any) -> pipeline.Recipe:
     """What a refinement does: the deformable stage, so many iterations at full resolution, half of them above.
 
     Parameters
     ----------
+    iterations
+        One number, or one a level from coarse to fine, as ``verimorph register`` takes them: (100, 70, 10) at a
+        quarter, half and full resolution. Early levels stop by themselves where nothing improves.
     settings
         As for ``pipeline.make_recipe``: ``similarity``, ``regularity``, ``quality``, ``levels``, ``device``, ``seed``.
 
@@ -39,6 +42,11 @@ def refinement_recipe(iterations: int, **settings: Any) -> pipeline.Recipe:
     OptionError
         For a number of iterations below 1, or a setting that is not known.
     """
+    if not isinstance(iterations, int) and len(iterations) > 1:
+        if not any(iterations):
+            raise OptionError(f"--refine is {'x'.join(map(str, iterations))}; give 1 iteration or more")
+        return pipeline.make_recipe(stages=("deformable",), iterations=iterations, **settings)
+    iterations = iterations if isinstance(iterations, int) else iterations[0]
     if iterations < 1:
         raise OptionError(f"--refine is {iterations}; give the number of iterations, 1 or more")
     levels = tuple(settings.pop("levels", None) or LEVELS)

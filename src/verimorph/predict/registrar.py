@@ -276,10 +276,13 @@ def find_start(start: str | Float[ndarray, "h h"], fixed: Image, moving: Image) 
         matrix[:-1, -1] = intensity_centre(moving) - intensity_centre(fixed)
         return matrix
     if start in ("rigid", "affine"):
-        from verimorph.registration import register
+        from verimorph import pipeline
 
-        found = register(fixed=fixed, moving=moving, transform=start).transform
-        return Affine(found.matrix).matrix  # type: ignore[attr-defined]
+        recipe = pipeline.make_recipe(transform=start)
+        first, second = pipeline.prepare_pair(
+            fixed=fixed, moving=moving, fixed_mask=None, moving_mask=None, recipe=recipe
+        )
+        return pipeline.run(fixed=first, moving=second, recipe=recipe, rough=True).linear
     raise OptionError(f"unknown start '{start}'{nearest(start, ('none', 'centres', 'rigid', 'affine'))}")
 
 
