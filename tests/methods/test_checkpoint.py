@@ -194,6 +194,14 @@ def test_what_is_no_model_is_refused(tmp_path):
         load_model(tmp_path / "run")
 
 
+def test_a_card_is_read_without_its_weights_where_they_are_not_asked(tmp_path):
+    card = save_model(tmp_path, *make())
+    (tmp_path / "model.safetensors").unlink()
+    assert read_card(tmp_path, needs_weights=False) == card
+    with pytest.raises(InputError, match=r"has no model\.safetensors"):
+        read_card(tmp_path)
+
+
 def test_a_pickle_under_the_right_name_runs_nothing(tmp_path):
     class Trap:
         def __reduce__(self):

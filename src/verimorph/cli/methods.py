@@ -37,7 +37,9 @@ def methods(
     record: Annotated[
         Path | None, option("--record", value="FOLDER", text="Take up the scores of what 'predict' wrote there.")
     ] = None,
-    model: Annotated[Path | None, option("--model", value="FOLDER", text="The model that made them.")] = None,
+    model: Annotated[
+        Path | None, option("--model", value="FOLDER", text="The model that made them; its card is enough.")
+    ] = None,
     data: Annotated[str | None, option("--data", value="NAME", text="What it was scored on.")] = None,
     title: Annotated[str, option("--title", value="TEXT", text="Of the experiment.")] = "",
     results: Annotated[
@@ -56,7 +58,7 @@ def methods(
         from verimorph.methods.checkpoint import read_card
 
         scores, pairs = scores_of(record)
-        keep(row_of(read_card(model), scores, data=data, title=title, pairs=pairs), table)
+        keep(row_of(read_card(model, needs_weights=False), scores, data=data, title=title, pairs=pairs), table)
         return
     rows = read_results(table)
     chosen = [method(name)] if name is not None else [method(known) for known in METHODS]

@@ -73,8 +73,13 @@ def save_model(folder: str | os.PathLike, module: nn.Module, card: Card) -> Card
     return card
 
 
-def read_card(path: str | os.PathLike, *, expect_method: str | None = None) -> Card:
+def read_card(path: str | os.PathLike, *, expect_method: str | None = None, needs_weights: bool = True) -> Card:
     """The card of a trained model.
+
+    Parameters
+    ----------
+    needs_weights
+        Refuse a folder whose weights are not there; False where the card alone is asked.
 
     Raises
     ------
@@ -92,7 +97,7 @@ def read_card(path: str | os.PathLike, *, expect_method: str | None = None) -> C
             )
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; give the folder of a trained model")
-    for name in (CARD, WEIGHTS):
+    for name in (CARD, WEIGHTS) if needs_weights else (CARD,):
         if not (folder / name).is_file():
             inner = folder / "model"
             hint = f"; did you mean {inner}?" if (inner / CARD).is_file() else "; it is no trained model"

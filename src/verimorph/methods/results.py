@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from verimorph.errors import InputError
 from verimorph.methods.card import Card
 
 RESULTS = Path(__file__).with_name("results.json")
+_OF_ONE_LABEL = re.compile(r"dice_\d+")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ def row_of(card: Card, scores: Mapping[str, float], *, data: str, title: str = "
 def scores_of(folder: str | os.PathLike) -> tuple[dict[str, float], int]:
     """Mean scores, and how many pairs, of what ``verimorph predict`` wrote for many pairs (its ``pairs.csv``).
 
+    Scores of single labels are left out: brains have 132 of them.
+
     Raises
     ------
     InputError
@@ -112,7 +116,8 @@ def scores_of(folder: str | os.PathLike) -> tuple[dict[str, float], int]:
     failed = [row.get("case", "?") for row in rows if row.get("status", "ok") != "ok"]
     if failed or not rows:
         raise InputError(f"{table}: {', '.join(failed[:3]) or 'no pair'} was not predicted; predict all pairs first")
-    return means([{key: value for key, value in row.items() if value} for row in rows]), len(rows)
+    kept = [{key: value for key, value in row.items() if value and not _OF_ONE_LABEL.fullmatch(key)} for row in rows]
+    return means(kept), len(rows)
 
 
 __all__ = ["RESULTS", "Row", "read_results", "record", "row_of", "scores_of"]

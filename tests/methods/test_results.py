@@ -1,0 +1,29 @@
+"""A row says what the table of a prediction says, and traces to one model."""
+
+import pytest
+
+from verimorph.errors import InputError
+from verimorph.methods.results import Row, read_results, record, scores_of
+
+
+def test_means_are_of_whole_pairs_and_single_labels_are_left_out(tmp_path):
+    (tmp_path / "pairs.csv").write_text(
+        "case,status,dice_before,dice,dice_1,seconds\na,ok,0.2,0.5,0.9,1\nb,ok,0.4,0.7,,3\n"
+    )
+    scores, pairs = scores_of(tmp_path)
+    assert pairs == 2
+    assert scores == pytest.approx({"dice_before": 0.3, "dice": 0.6, "seconds": 2.0})
+
+
+def test_a_pair_that_failed_is_not_left_out_of_a_mean(tmp_path):
+    (tmp_path / "pairs.csv").write_text("case,status,dice,message\na,ok,0.5,\nb,failed,,no labels\n")
+    with pytest.raises(InputError, match="b was not predicted"):
+        scores_of(tmp_path)
+
+
+def test_a_row_takes_the_place_of_its_like(tmp_path):
+    table = tmp_path / "results.json"
+    for value in (0.5, 0.6):
+        record(Row("a", "data", {"dice": value}, title="x"), table)
+    record(Row("a", "data", {"dice": 0.7}, title="y"), table)
+    assert [(row.title, row.measures["dice"]) for row in read_results(table)] == [("x", 0.6), ("y", 0.7)]
