@@ -9,7 +9,7 @@ import pytest
 from verimorph.image import Image
 from verimorph.report import render
 from verimorph.report.facts import number
-from verimorph.report.uncertainty import scale_mm, values_at
+from verimorph.report.uncertainty import known_values, scale_mm
 from verimorph.uncertainty import words
 
 
@@ -83,7 +83,7 @@ def test_one_scale_for_bound_and_true_error(page, finished):
     ends = re.findall(r"<span>≥ ([\d.]+) mm</span>", page)
     assert len(set(ends)) == 1
     alone = render(replace(finished, truth=None))
-    inside = values_at(finished.uncertainty.error_mm, np.argwhere(finished.fixed_labels.array > 0) * 1.0)
+    inside = known_values(finished.uncertainty.error_mm, np.argwhere(finished.fixed_labels.array > 0) * 1.0)
     assert scale_mm(inside) > 0
     assert 'value="error"' not in alone
 

@@ -20,6 +20,7 @@ MODES = ("honest", "challenge")
 
 _PAIR = "One pair"
 _MANY = "Many pairs"
+_SURE = "How sure it is said to be"
 _HOW = "How it is measured"
 _OUTPUT = "Output"
 
@@ -41,6 +42,14 @@ app = application()
         (
             "A Learn2Reg submission, as the challenge scores it:",
             "verimorph evaluate --pairs dataset.json submission --mode challenge -o scores",
+        ),
+        (
+            "Does the error bound hold? Against a known transform:",
+            "verimorph evaluate --uncertainty out --truth truth.h5 -o how_sure",
+        ),
+        (
+            "The same at landmarks:",
+            "verimorph evaluate --uncertainty out --fixed-landmarks a.csv --moving-landmarks b.csv",
         ),
     )
 )
@@ -103,6 +112,23 @@ def evaluate(
     no_identity: Annotated[
         bool, flag("--no-identity", text="Leave out the row of the unregistered pairs.", panel=_MANY)
     ] = False,
+    uncertainty: Annotated[
+        bool,
+        flag("--uncertainty", text="Judge error_mm and label_uncertainty of FOLDER, or one such map.", panel=_SURE),
+    ] = False,
+    truth: Annotated[
+        Path | None, option("--truth", value="FILE", text="The true transform, fixed to moving.", panel=_SURE)
+    ] = None,
+    level: Annotated[
+        float | None,
+        option(
+            "--level", value="SHARE", text="Level of the bound; default: as metrics.json says, or 0.9.", panel=_SURE
+        ),
+    ] = None,
+    large_error: Annotated[
+        float | None,
+        option("--large-error", value="MM", text="Errors above this are to be found; default: 2.", panel=_SURE),
+    ] = None,
     mode: Annotated[
         str,
         option(
@@ -130,7 +156,13 @@ def evaluate(
     ] = None,
     output: Annotated[
         Path | None,
-        option("-o", "--output", value="FOLDER", text="CSV, JSON, HTML go here (--pairs).", panel=_OUTPUT),
+        option(
+            "-o",
+            "--output",
+            value="FOLDER",
+            text="Tables, JSON, page of --pairs; JSON, pictures of --uncertainty.",
+            panel=_OUTPUT,
+        ),
     ] = None,
     json_file: Annotated[
         str | None, option("--json", value="FILE|-", text="Everything as JSON; - prints it instead.", panel=_OUTPUT)
@@ -140,7 +172,8 @@ def evaluate(
     """Measure how good a registration is.
 
     Overlap, surface distances and landmark errors in mm, folding, volume change, inverse consistency: whatever can be
-    measured with what is given. With --pairs: many pairs, one or several methods, compared by a paired test.
+    measured with what is given. With --pairs: many pairs, one or several methods, compared by a paired test. With
+    --uncertainty: whether a bound of the error holds, and whether an uncertainty points at the errors.
     """
     choose(mode, MODES, "--mode")
     if tolerance <= 0:
@@ -152,8 +185,12 @@ def evaluate(
         "non_diffeomorphic": not fast,
         "threads": threads or available_threads(),
     }
+    if not uncertainty and (truth is not None or level is not None or large_error is not None):
+        raise OptionError("--truth, --level and --large-error judge an uncertainty; give --uncertainty too")
     pair_files = (fixed_labels, moved_labels, moving_labels, fixed_landmarks, moving_landmarks, transform, inverse)
     if pairs is not None:
+        if uncertainty:
+            raise OptionError("--uncertainty judges one result; score many pairs one by one, without --pairs")
         if any(pair_files) or fixed or moving or mask:
             raise OptionError("--pairs scores many pairs; give their files in the table, not as options")
         _evaluate_many(
@@ -162,8 +199,8 @@ def evaluate(
         return
     if mode != "honest":
         raise OptionError("--mode challenge scores a list of pairs; give it with --pairs (one line is enough)")
-    if output is not None:
-        raise OptionError("-o is for --pairs; the numbers of one pair go to --json FILE")
+    if output is not None and not uncertainty:
+        raise OptionError("-o is for --pairs and --uncertainty; the numbers of one pair go to --json FILE")
     given: dict[str, Any] = {
         "fixed_labels": fixed_labels,
         "moved_labels": moved_labels,
@@ -176,11 +213,56 @@ def evaluate(
         "moving": moving,
         "mask": mask,
     }
+    if uncertainty:
+        _evaluate_uncertainty(
+            results or [], given, truth, level, large_error, how, output, json_file, label_names, per_label
+        )
+        return
     if results:
         if len(results) > 1:
             raise OptionError("several folders are compared with --pairs; one result folder is scored without it")
         given = from_result_folder(Path(results[0]), given)
     _evaluate_pair(given, how, tolerance, label_names, json_file, per_label)
+
+
+def _evaluate_uncertainty(
+    results: list[str],
+    given: dict[str, Any],
+    truth: Path | None,
+    level: float | None,
+    large_error: float | None,
+    how: dict[str, Any],
+    output: Path | None,
+    json_file: str | None,
+    label_names: Path | None,
+    per_label: bool,
+) -> None:
+    from verimorph.cli.evaluate_uncertainty import finish, score_uncertainty
+    from verimorph.io.safe import require_writable
+
+    _require_partners(given)
+    if given["inverse"]:
+        raise OptionError("--inverse says nothing about an uncertainty; leave it out")
+    if large_error is not None and large_error <= 0:
+        raise OptionError(f"--large-error is {large_error:g}; give millimetres above 0")
+    if output is not None:
+        require_writable(output)
+    document = score_uncertainty(
+        results,
+        given,
+        truth=truth,
+        level=level,
+        large_error_mm=2.0 if large_error is None else large_error,
+        labels=how["labels"],
+    )
+    finish(document, output=output, json_file=json_file, label_names=label_names, per_label=per_label)
+    _write_json(document, json_file)
+
+
+def _require_partners(given: dict[str, Any]) -> None:
+    for one, other in (("fixed_landmarks", "moving_landmarks"), ("moving_landmarks", "fixed_landmarks")):
+        if given[one] is not None and given[other] is None:
+            raise OptionError(f"landmarks need a partner list: --{other.replace('_', '-')} is missing")
 
 
 def _evaluate_pair(
@@ -194,9 +276,7 @@ def _evaluate_pair(
     from verimorph.evaluate.score import score
     from verimorph.io import as_points, read_image
 
-    for one, other in (("fixed_landmarks", "moving_landmarks"), ("moving_landmarks", "fixed_landmarks")):
-        if given[one] is not None and given[other] is None:
-            raise OptionError(f"landmarks need a partner list: --{other.replace('_', '-')} is missing")
+    _require_partners(given)
     if not any(given[k] is not None for k in ("fixed_labels", "fixed_landmarks", "transform")):
         raise OptionError(
             "nothing to measure; give a result folder, -f and -m label maps, -t a transform, or landmarks "

@@ -48,6 +48,130 @@ def print_pair(metrics: dict[str, Any], *, names: dict[int, str] | None = None, 
         _print(console, f"Inverse consistency ({unit})", columns, rows)
 
 
+#: Regions farthest from the level that are printed without --per-label.
+_REGIONS_SHOWN = 8
+
+
+def print_uncertainty(
+    document: dict[str, Any],
+    *,
+    names: dict[int, str] | None = None,
+    per_label: bool = False,
+    output: Path | None = None,
+) -> None:
+    """Print how well an uncertainty fits the truth, and where the files are."""
+    from verimorph.uncertainty.words import meaning
+
+    console = _console()
+    promise = f"{100 * document['level']:g} %"
+    known = names or {}
+    if "transform" in document or "landmarks" in document:
+        console.print(f"promised: {meaning(document['level'])}", style="dim", soft_wrap=True)
+        for label, key in (("calibrated on", "calibration"), ("holds for", "calibrated_for")):
+            if document[key]:
+                console.print(f"{label}: {escape(document[key])}", style="dim", soft_wrap=True)
+    if found := document.get("transform"):
+        _print_bound(console, f"Error bound, {found['n']} voxels, {found['where']}", found, promise)
+        _print_ranking(console, found["ranking"], found["large_error_mm"])
+        if found.get("regions"):
+            _print_regions(console, found["regions"], known, promise, per_label)
+    if found := document.get("landmarks"):
+        _print_bound(console, f"Error bound at {found['n']} landmarks", found, promise)
+        if found["outside"]:
+            console.print(f"landmarks outside the map, left out: {found['outside']}")
+        _print_ranking(console, found["ranking"], found["large_error_mm"])
+        if per_label:
+            rows = [
+                (
+                    row["name"],
+                    format_number(row["error_mm"]),
+                    format_number(row["bound_mm"]),
+                    "" if row["held"] else "no",
+                )
+                for row in found["per_landmark"]
+            ]
+            _print(console, "Per landmark", ("landmark", "error (mm)", "bound (mm)", "covered"), rows)
+    if found := document.get("labels"):
+        _print_label_uncertainty(console, found, known, per_label)
+    if output is not None:
+        console.print(f"JSON and pictures in {escape(str(output))}", soft_wrap=True)
+
+
+def _print_bound(console: Console, title: str, found: dict[str, Any], promise: str) -> None:
+    covered = _share(found["coverage"])
+    if "coverage_interval" in found:
+        low, high = found["coverage_interval"]
+        covered += f" (95 % interval {_share(low)} to {_share(high)})"
+    rows = [
+        (f"error within the bound, {promise} promised", covered),
+        (f"factor that makes it {promise} here", format_number(found["factor_for_level"])),
+        ("distance from that, mean over sizes of bound", _share(found["conditional_coverage_gap"])),
+        ("bound: median, 95 % (mm)", _two(found["bound_mm"], "median", "p95")),
+        ("true error: median, 95 % (mm)", _two(found["error_mm"], "median", "p95")),
+        ("median bound / median error", format_number(found["sharpness"])),
+        (f"errors above {found['large_error_mm']:g} mm", f"{format_number(found['large_error_percent'])} %"),
+    ]
+    if spread := found.get("displacement_std"):
+        rows.append(("displacement spread: ENCE", format_number(spread["ence"])))
+    _print(console, title, ("", ""), rows)
+
+
+def _print_ranking(console: Console, ranking: dict[str, Any], large_error_mm: float) -> None:
+    from verimorph.uncertainty.output import RANKED
+
+    keys = ("ause", "aurg", "spearman", "pearson", "auroc", "average_precision")
+    columns = ("", "AUSE", "AURG", "Spearman", "Pearson", f"AUROC > {large_error_mm:g} mm", "avg. precision")
+    rows = [(RANKED[name], *[format_number(row[key]) for key in keys]) for name, row in ranking.items()]
+    _print(console, "Does it point at the errors", columns, rows)
+
+
+def _print_regions(
+    console: Console, regions: list[dict[str, Any]], names: dict[int, str], promise: str, all_of_them: bool
+) -> None:
+    shown = regions if all_of_them else sorted(regions, key=lambda row: -abs(row["gap"] or 0))[:_REGIONS_SHOWN]
+    rows = [
+        (
+            f"{row['group']} {names.get(row['group'], '' if row['group'] else '(no label)')}".strip(),
+            str(row["n"]),
+            _share(row["coverage"]),
+            *[format_number(row[key]) for key in ("factor_for_level", "median_bound", "median_error")],
+        )
+        for row in shown
+    ]
+    title = "Regions" if len(shown) == len(regions) else f"The {len(shown)} of {len(regions)} regions farthest from it"
+    columns = ("label", "voxels", "covered", f"factor for {promise}", "bound (mm)", "error (mm)")
+    _print(console, title, columns, rows)
+
+
+def _print_label_uncertainty(console: Console, found: dict[str, Any], names: dict[int, str], per_label: bool) -> None:
+    keys = ("wrong_percent", "spearman", "pearson", "auroc", "average_precision", "ause")
+    columns = ("voxels", "wrong (%)", "Spearman", "Pearson", "AUROC", "avg. precision", "AUSE")
+    near = f"within {found['band_mm']:g} mm of a label"
+    rows = [
+        (where, str(row["n"]), *[format_number(row[key]) for key in keys])
+        for where, row in ((near, found["band"]), ("whole volume", found["whole"]))
+    ]
+    _print(console, f"Label uncertainty, {found['n_labels']} labels", ("", *columns), rows)
+    if per_label:
+        rows = [
+            (
+                f"{row['label']} {names.get(row['label'], '')}".strip(),
+                str(row["n"]),
+                *[format_number(row[k]) for k in keys],
+            )
+            for row in found["per_label"]
+        ]
+        _print(console, "Per label, near it", ("label", *columns), rows)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _two(row: dict[str, Any], first: str, second: str) -> str:
+    return f"{format_number(row[first])}, {format_number(row[second])}"
+
+
 #: Fewest pairs with which a signed-rank test can give a p below 0.05: 2^(1 - n).
 _PAIRS_FOR_A_TEST = 6
 

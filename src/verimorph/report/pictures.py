@@ -100,7 +100,7 @@ class Painter:
         self.bound = None if found is None else (found.error_mm.tensor(), found.error_mm.grid)
         if found is not None:
             points = self.survey.points[self.survey.foreground.ravel()]
-            self.scales.bound_mm = sureness.scale_mm(sureness.values_at(found.error_mm, points))
+            self.scales.bound_mm = sureness.scale_mm(sureness.known_values(found.error_mm, points))
             if r.truth is not None:  # one scale, so that bound and true error can be compared by eye
                 self.scales.bound_mm = self.scales.error_mm = max(self.scales.bound_mm, self.scales.error_mm)
 

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy import ndarray
 
-from verimorph.field import sample
 from verimorph.image import Image
 from verimorph.report.facts import Fact, number
 from verimorph.report.survey import Survey
 from verimorph.uncertainty import words
+from verimorph.uncertainty.maps import values_at
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def gather(registration: Any, survey: Survey) -> Sureness | None:
         return None
     measured = (registration.metrics or {}).get("uncertainty") or {}
     inside = survey.points[survey.foreground.ravel()]
-    bounds, spread = values_at(found.error_mm, inside), values_at(found.displacement_std, inside)
+    bounds, spread = known_values(found.error_mm, inside), known_values(found.displacement_std, inside)
     level = f"{100 * found.level:g} %"
     median, high = measured.get("median_mm"), measured.get("p95_mm")
     facts = [
@@ -93,11 +92,9 @@ def gather(registration: Any, survey: Survey) -> Sureness | None:
     )
 
 
-def values_at(image: Image, points: Float[ndarray, "n d"]) -> Float[ndarray, " m"]:
-    """Values of a map at world points, linear between voxels; those that are no number are left out."""
-    index = torch.from_numpy(np.ascontiguousarray(image.grid.world_to_index(points).T, dtype=np.float32))
-    shaped = index.reshape(1, image.grid.ndim, -1, *[1] * (image.grid.ndim - 1))
-    values = sample(image.tensor(), shaped).numpy().ravel().astype(float)
+def known_values(image: Image, points: Float[ndarray, "n d"]) -> Float[ndarray, " m"]:
+    """Values of a map at world points, mm; places without one are left out."""
+    values = values_at(image, points)
     return values[np.isfinite(values)]
 
 

@@ -255,6 +255,29 @@ def label_figure(rows: Sequence[Mapping[str, Any]], *, names: Mapping[int, str] 
     return figure
 
 
+@_styled
+def landmark_figure(bounds_mm: Values, errors_mm: Values, *, level: float) -> Figure:
+    """Draw the error of every landmark over the bound there; what lies above the line is not covered."""
+    figure, (axis,) = _sheet(4.6, 4.2, 1, 1)
+    bounds, errors = np.asarray(bounds_mm, float), np.asarray(errors_mm, float)
+    most = 1.06 * max(float(bounds.max(initial=0)), float(errors.max(initial=0)), 1e-6)
+    held = errors <= bounds
+    axis.plot([0, most], [0, most], color=_QUIET, linewidth=1, linestyle=(0, (4, 3)))
+    for members, colour, name in ((held, _COLOURS[0], "covered"), (~held, _COLOURS[1], "not covered")):
+        axis.plot(
+            bounds[members], errors[members], "o", color=colour, markersize=5, label=f"{name}: {int(members.sum())}"
+        )
+    axis.set(
+        xlim=(0, most),
+        ylim=(0, most),
+        xlabel=f"error bound at the {100 * level:g} % level, mm",
+        ylabel="landmark error, mm",
+        title="Landmarks",
+    )
+    axis.legend(loc="upper left")
+    return figure
+
+
 def save(figure: Figure, path: str | PathLike) -> Path:
     """Write a figure (.png, .svg, .pdf) beside its place and rename it."""
     from matplotlib import rc_context
