@@ -49,6 +49,7 @@ def tensors(textured):
         "features/moved": moved.repeat(1, 4, 1, 1, 1) ** 2,
         "labels/fixed": maps,
         "labels/moved": maps.flip(2),
+        "label_log_variance": maps - 1,
         "points/fixed": points,
         "points/moving": points + 0.3,
     }

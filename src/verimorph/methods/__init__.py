@@ -18,6 +18,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "voxelmorph": "voxelmorph",
         "voxelmorph-diff": "voxelmorph_diff",
         "transmorph": "transmorph",
+        "transmorph-uncertainty": "transmorph_uncertainty",
         "lku-net": "lku_net",
         "modet": "modet",
         "estienne": "estienne",

@@ -19,6 +19,8 @@ Names of outputs
     (b, d, d + 1), moving index = affine @ [fixed index, 1].
 ``stageK/field``
     The field of an intermediate stage K = 1, 2, ... (coarse first), on the input grid.
+``label_log_variance``
+    Log of the variance of the moved labels about the true ones, (b, k, \\*space), background first.
 ``logits``
     Of an image model: (b, k, \\*space).
 

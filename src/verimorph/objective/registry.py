@@ -181,6 +181,13 @@ _ROWS = (
     _label("partial_dice", labels.partial_dice, known="labels/known"),
     _label("cross_entropy", labels.cross_entropy),
     Row(
+        "beta_nll",
+        "labels",
+        labels.beta_nll,
+        {**_LABELS, "log_variance": "label_log_variance"},
+        masks=_BOTH,
+    ),
+    Row(
         "landmarks",
         "labels",
         labels.landmark_distance,
