@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Shaped
 from numpy import ndarray
-from scipy import ndimage
 
 from verimorph.evaluate.surface import _between, _check, _union_box
 
@@ -69,6 +68,8 @@ def border_distances(
     InputError
         If shapes or dimensions do not agree.
     """
+    from scipy import ndimage
+
     fixed, moved = np.asarray(fixed, bool), np.asarray(moved, bool)
     steps = _check(fixed, moved, spacing)
     box = _union_box(fixed, moved)

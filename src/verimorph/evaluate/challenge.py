@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 from numpy import ndarray
-from scipy import ndimage
 
 from verimorph.errors import InputError
 from verimorph.evaluate.overlap import count_overlap
@@ -49,6 +48,8 @@ def voxel_displacement(transform: Transform, *, fixed_grid: Grid, moving_grid: G
 
 def warp_labels(moving_labels: Shaped[ndarray, "..."], displacement: Shaped[ndarray, "..."]) -> Shaped[ndarray, "..."]:
     """Move labels as the challenge does: spline order 0, background past the outermost voxel centres."""
+    from scipy import ndimage
+
     index = np.indices(displacement.shape[:-1], dtype=np.float64)
     return ndimage.map_coordinates(np.asarray(moving_labels), index + np.moveaxis(displacement, -1, 0), order=0)
 
@@ -85,6 +86,8 @@ def target_registration_error(
     moving_spacing: Iterable[float],
 ) -> Float[ndarray, " n"]:
     """The challenge's TRE in mm, ``|| (p + d(p) - q) * s_moving ||``: field by cubic spline; points in voxels."""
+    from scipy import ndimage
+
     fixed, moving = np.asarray(fixed_voxels, float), np.asarray(moving_voxels, float)
     if fixed.shape != moving.shape:
         raise InputError(f"{len(fixed)} fixed and {len(moving)} moving landmarks; they must correspond row by row")

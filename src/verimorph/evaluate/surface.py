@@ -22,8 +22,6 @@ from itertools import combinations, product
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped
 from numpy import ndarray
-from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from verimorph.errors import InputError
 from verimorph.evaluate.overlap import label_values
@@ -178,6 +176,8 @@ def surface_distances_per_label(
     dict
         Label to distances, ascending labels. A label in neither map has empty distances (all its measures are NaN).
     """
+    from scipy import ndimage
+
     fixed_array, moved_array = np.asarray(fixed_labels), np.asarray(moved_labels)
     steps = _check(fixed_array, moved_array, spacing)
     if labels is None:
@@ -334,6 +334,8 @@ def _neighbour_codes(mask: Bool[ndarray, "*space"]) -> Integer[ndarray, "*lattic
 
 def _between(fixed: ndarray, moved: ndarray, steps: ndarray) -> tuple[ndarray, ndarray]:
     """Exact distance from each set point to the nearest set point of the other array, both ways."""
+    from scipy.spatial import cKDTree
+
     points = [np.argwhere(border) * steps for border in (fixed, moved)]
     # a k-d tree over surface points is exact, and a few times faster than a distance transform of the whole box
     trees = [cKDTree(p, balanced_tree=False, compact_nodes=False) if len(p) else None for p in points]
@@ -366,6 +368,8 @@ def _join(first: tuple | None, second: tuple | None, ndim: int) -> tuple[slice, 
 
 
 def _union_box(fixed: ndarray, moved: ndarray) -> tuple[slice, ...] | None:
+    from scipy import ndimage
+
     if fixed.size == 0:
         return None
     either = np.asarray(fixed, bool) | np.asarray(moved, bool)
