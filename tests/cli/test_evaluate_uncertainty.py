@@ -150,7 +150,7 @@ def test_everything_at_once_is_printed_and_drawn(verimorph, out, landmarks, tmp_
     )
     assert outcome.code == 0, outcome.err
     for words in (
-        "At 90 of 100 voxels the true error is at most this",
+        "At 90 of 100 voxels the true error is at most the bound there",
         "calibrated on: six heads",
         "error within the bound, 90 % promised",
         "displacement spread",

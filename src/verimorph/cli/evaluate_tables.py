@@ -50,6 +50,8 @@ def print_pair(metrics: dict[str, Any], *, names: dict[int, str] | None = None, 
 
 #: Regions farthest from the level that are printed without --per-label.
 _REGIONS_SHOWN = 8
+#: Smaller regions stray from the level by chance; they are printed with --per-label only.
+_FEWEST_VOXELS = 100
 
 
 def print_uncertainty(
@@ -128,7 +130,8 @@ def _print_ranking(console: Console, ranking: dict[str, Any], large_error_mm: fl
 def _print_regions(
     console: Console, regions: list[dict[str, Any]], names: dict[int, str], promise: str, all_of_them: bool
 ) -> None:
-    shown = regions if all_of_them else sorted(regions, key=lambda row: -abs(row["gap"] or 0))[:_REGIONS_SHOWN]
+    large = [row for row in regions if row["n"] >= _FEWEST_VOXELS] or regions
+    shown = regions if all_of_them else sorted(large, key=lambda row: -abs(row["gap"] or 0))[:_REGIONS_SHOWN]
     rows = [
         (
             f"{row['group']} {names.get(row['group'], '' if row['group'] else '(no label)')}".strip(),

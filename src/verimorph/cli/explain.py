@@ -1,4 +1,4 @@
-"""``verimorph explain``: a transform file in words."""
+"""``verimorph explain``: a transform file, or how sure a result is, in words."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from verimorph.cli.options import application, examples, flag, option
+from verimorph.errors import OptionError
 
 app = application()
 
@@ -16,11 +17,17 @@ app = application()
 @app.command(
     epilog=examples(
         ("What is in this file, and how do I use it?", "verimorph explain transform.h5"),
+        ("How sure is this result, and what does the bound mean?", "verimorph explain out"),
         ("The same for a program:", "verimorph explain transform.h5 --json"),
     )
 )
 def explain(
-    path: Annotated[Path, typer.Argument(metavar="TRANSFORM", help="Transform file.", show_default=False)],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TRANSFORM|FOLDER", help="Transform file; result folder or its error_mm.", show_default=False
+        ),
+    ],
     as_json: Annotated[bool, flag("--json", text="Print JSON instead of text.")] = False,
     format: Annotated[str | None, option("--from", value="FORMAT", text="Its format; default: recognised.")] = None,
     fixed: Annotated[
@@ -28,7 +35,15 @@ def explain(
     ] = None,
     moving: Annotated[Path | None, option("--moving", value="FILE", text="Moving image, the same.")] = None,
 ) -> None:
-    """Say in words what a transform does: kind, direction, frame, grid, size, folding, and how to apply it."""
+    """Say in words what a transform does: kind, direction, frame, grid, size, folding, and how to apply it.
+
+    Of a result folder, or of an error_mm.nii.gz: the verdict, what the error bound means, and for which images.
+    """
+    if path.is_dir() or path.name in ("error_mm.nii.gz", "error_mm.nii"):
+        if format is not None or fixed is not None or moving is not None:
+            raise OptionError("--from, --fixed and --moving are for transform files; leave them out")
+        _explain_result(path, as_json)
+        return
     from verimorph.explain import explain as facts_of
     from verimorph.explain import how_to_apply
     from verimorph.io import read_transform
@@ -44,21 +59,47 @@ def explain(
         _print(facts, ways)
 
 
-def _print(facts: dict[str, Any], ways: list[tuple[str, str]]) -> None:
+def _explain_result(path: Path, as_json: bool) -> None:
+    """Verdict and error bound of what ``register --uncertainty`` wrote."""
+    from verimorph.uncertainty.maps import facts_of_result
+    from verimorph.uncertainty.words import in_words
+
+    facts = facts_of_result(path)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    _print_lines(str(path), in_words(facts))
+    transform = (path if path.is_dir() else path.parent) / "transform.h5"
+    if transform.is_file():
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        console.print(f"\nThe transform in words: verimorph explain {transform}", soft_wrap=True, markup=False)
+
+
+def _print_lines(name: str, lines: list[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from verimorph.explain import in_words
-
     console = Console(highlight=False)
-    console.print(Text(facts["name"], style="bold"))
+    console.print(Text(name, style="bold"), soft_wrap=True)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, line in in_words(facts):
+    for label, line in lines:
         table.add_row(label, Text(line))
     console.print(table)
+
+
+def _print(facts: dict[str, Any], ways: list[tuple[str, str]]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from verimorph.explain import in_words
+
+    _print_lines(facts["name"], in_words(facts))
+    console = Console(highlight=False)
     console.print(Text("\nHow to apply it", style="bold"))
     for tool, way in ways:
         # Whole on one line, to be copied: never folded by the width of the terminal.

@@ -252,6 +252,8 @@ def label_figure(rows: Sequence[Mapping[str, Any]], *, names: Mapping[int, str] 
     axis.set_ylim(len(kept) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
     axis.tick_params(axis="y", length=0, labelcolor=_INK)
+    if len(kept) < len(known):
+        figure.supxlabel(f"the lowest {len(kept)} of {len(known)}", fontsize=8, color=_QUIET)
     return figure
 
 

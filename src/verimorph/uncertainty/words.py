@@ -20,10 +20,10 @@ def meaning(level: float) -> str:
     """Say what a bound at ``level`` means.
 
     >>> meaning(0.9)
-    'At 90 of 100 voxels the true error is at most this, for images like those of the calibration set.'
+    'At 90 of 100 voxels the true error is at most the bound there, for images like those of the calibration set.'
     """
     voxels = f"{100 * level:g} of 100 voxels"
-    return f"At {voxels} the true error is at most this, for images like those of the calibration set."
+    return f"At {voxels} the true error is at most the bound there, for images like those of the calibration set."
 
 
 def verdict_line(verdict: str, reasons: str) -> str:
@@ -53,19 +53,17 @@ def in_words(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         if (probability := verdict.get("probability")) is not None:
             lines.append(("", f"estimated chance that the registration is broken: {percent(probability)}"))
     if bound:
-        level = float(bound["level"])
+        level = bound.get("level")
+        parts = ["level not known (no metrics.json beside the map)" if level is None else f"{100 * level:g} % level"]
         if bound.get("median_mm") is not None:
-            sizes = f"median {bound['median_mm']:.3g} mm"
-            if bound.get("p95_mm") is not None:
-                sizes += f", 95th percentile {bound['p95_mm']:.3g} mm, over the foreground"
-            lines.append(("Error bound", f"{100 * level:g} % level; {sizes}"))
-        else:
-            lines.append(("Error bound", f"{100 * level:g} % level"))
-        lines += [("Meaning", meaning(level)), ("", LIMITS)]
-        if bound.get("calibration"):
-            lines.append(("Calibrated on", str(bound["calibration"])))
-        if bound.get("calibrated_for"):
-            lines.append(("Holds for", str(bound["calibrated_for"])))
+            where = "every voxel" if level is None else "the foreground"
+            parts.append(f"median {bound['median_mm']:.3g} mm, 95th percentile {bound['p95_mm']:.3g} mm over {where}")
+        lines.append(("Error bound", "; ".join(parts)))
+        if level is not None:
+            lines += [("Meaning", meaning(level)), ("", LIMITS)]
+        for label, key in (("Calibrated on", "calibration"), ("Holds for", "calibrated_for")):
+            if bound.get(key):
+                lines.append((label, str(bound[key])))
     return lines
 
 

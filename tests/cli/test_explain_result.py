@@ -1,0 +1,85 @@
+"""``verimorph explain`` on what ``register --uncertainty`` wrote: the words of the report, for people and programs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from verimorph.image import Image
+from verimorph.io import write_image, write_transform
+from verimorph.transform import Affine
+from verimorph.uncertainty.words import LIMITS, in_words, meaning
+
+FACTS = {
+    "verdict": {"verdict": "fail", "reasons": "the images hardly overlap", "probability": 0.98},
+    "uncertainty": {
+        "level": 0.8,
+        "calibration": "general",
+        "calibrated_for": "heads, lungs and abdomens",
+        "median_mm": 1.23,
+        "p95_mm": 4.56,
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.json").write_text(json.dumps({"unit": "mm", **FACTS}))
+    write_image(Image.from_array(np.full((4, 5, 6), 2.0, np.float32)), out / "error_mm.nii.gz")
+    write_transform(Affine(np.eye(4)), out / "transform.h5")
+    return out
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", ["", "error_mm.nii.gz"])
+def test_result_is_explained_in_plain_words(verimorph, folder, name):
+    outcome = verimorph("explain", folder / name)
+    assert outcome.code == 0, outcome.err
+    text = words(outcome.out)
+    for said in (
+        "fail: probably broken; do not use it as it is (the images hardly overlap)",
+        "estimated chance that the registration is broken: 98 %",
+        "80 % level; median 1.23 mm, 95th percentile 4.56 mm",
+        "At 80 of 100 voxels the true error is at most the bound there, for images like those of the calibration set.",
+        "heads, lungs and abdomens",
+        f"verimorph explain {folder / 'transform.h5'}",
+    ):
+        assert said in text, said
+    assert words(LIMITS) in text
+
+
+def test_programs_get_the_same_facts(verimorph, folder):
+    assert json.loads(verimorph("explain", folder, "--json").out) == FACTS
+
+
+def test_map_alone_has_sizes_and_no_promise(verimorph, folder):
+    (folder / "metrics.json").unlink()
+    text = words(verimorph("explain", folder / "error_mm.nii.gz").out)
+    assert "level not known" in text
+    assert "median 2 mm" in text
+    assert "Meaning" not in text
+
+
+def test_mistakes_are_one_line(verimorph, folder):
+    (folder / "metrics.json").write_text(json.dumps({"unit": "mm"}))
+    verimorph("explain", folder).assert_user_error("says nothing about its error", "--uncertainty")
+    verimorph("explain", folder, "--from", "itk").assert_user_error("leave them out")
+    verimorph("explain", folder / "nowhere" / "error_mm.nii.gz").assert_user_error("no such file")
+    (folder / "metrics.json").write_text("[]")
+    verimorph("explain", folder).assert_user_error("damaged")
+    (folder / "metrics.json").unlink()
+    write_image(Image.from_array(np.zeros((4, 5, 6), np.float32)), folder / "error_mm.nii.gz")
+    verimorph("explain", folder / "error_mm.nii.gz").assert_user_error("no error bound")
+
+
+def test_missing_facts_leave_their_lines_out():
+    assert in_words({}) == []
+    assert in_words({"uncertainty": {"level": 0.9}})[:2] == [("Error bound", "90 % level"), ("Meaning", meaning(0.9))]
+    assert in_words({"verdict": {"verdict": "pass"}}) == [("Verdict", "pass: nothing suspicious was found")]
