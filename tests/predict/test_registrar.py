@@ -73,6 +73,15 @@ def test_inverse_brings_points_back(tiny, preparation, oblique_pair, flow):
     assert predicted.inversion.mean_residual < 0.05
 
 
+def test_an_inverse_that_was_not_asked_is_found_all_the_same(tiny, preparation, oblique_pair):
+    fixed, moving = oblique_pair()
+    predicted = Registrar(tiny(), preparation())(fixed=fixed, moving=moving, inverse=False)
+    assert predicted.inversion is None
+    points = inner_points(fixed.grid, margin=3)[:50]
+    back = predicted.inverse.map_points(predicted.transform.map_points(points))
+    assert np.linalg.norm(back - points, axis=1).mean() < 0.05
+
+
 def test_a_field_that_is_more_than_the_flow_is_inverted_numerically(tiny, preparation, oblique_pair):
     fixed, moving = oblique_pair()
     network = tiny(flow=True)

@@ -77,7 +77,7 @@ def predict_pair(
                 fixed_landmarks=fixed_landmarks,
                 moving_landmarks=moving_landmarks,
             )
-        predicted = registrar(fixed=fixed, moving=moving)
+        predicted = registrar(fixed=fixed, moving=moving, inverse=refinement is None)
         if watch is not None:
             watch(predicted)
         settings = described(registrar, predicted)

@@ -25,7 +25,7 @@ from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.predict.checks import check_images, images_needed, load_for
 from verimorph.predict.runner import Runner, rounded_up
-from verimorph.transform import Affine, Composite, DisplacementField, Transform
+from verimorph.transform import Affine, Composite, DisplacementField, NumericalInverse, Transform
 
 if TYPE_CHECKING:
     from verimorph.data.preparation import Preparation
@@ -59,7 +59,7 @@ class Prediction:
         ``grid``: the model grid in the world of the fixed image; ``tiles``: on how many it ran; ``start``: the linear
         map; ``inverse``: ``exact`` (the flow of the reversed velocity), ``model`` or ``numerical``; ``seconds``.
     inversion
-        The inverse field with its residual, voxels of the fixed image.
+        The inverse field with its residual, voxels of the fixed image; None where it was not asked.
     """
 
     transform: Transform
@@ -67,7 +67,7 @@ class Prediction:
     raw: dict[str, Tensor] = field(repr=False)
     features: dict[str, Tensor] = field(repr=False)
     extras: dict[str, Any]
-    inversion: Inversion = field(repr=False)
+    inversion: Inversion | None = field(repr=False)
     draw: Callable[[torch.Generator | None], Prediction] | None = field(default=None, repr=False)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Iterator[Transform]:
@@ -160,6 +160,7 @@ class Registrar:
         moving: Images,
         start: Float[ndarray, "h h"] | None = None,
         condition: Float[Tensor, "1 k"] | None = None,
+        inverse: bool = True,
     ) -> Prediction:
         """Predict the transform of a pair.
 
@@ -171,6 +172,9 @@ class Registrar:
             World matrix, fixed to moving, instead of the start of the model's card.
         condition
             For models that take one.
+        inverse
+            False where the inverse is not asked, as before a refinement: it is then found point by point if it is after
+            all, and its residual is not known.
 
         Raises
         ------
@@ -197,7 +201,7 @@ class Registrar:
             else:
                 raw, tiles = self._outputs(volumes[0], volumes[1], condition)
             run_for = time.perf_counter() - started
-            prediction = _assembled(raw, placed, sides[0][0].grid)
+            prediction = _assembled(raw, placed, sides[0][0].grid, inverse)
             prediction.extras |= {
                 "tiles": tiles,
                 "seconds": {
@@ -365,22 +369,28 @@ def inverse_on_model_grid(raw: Mapping[str, Tensor]) -> tuple[Tensor | None, str
     return None, "numerical"
 
 
-def _assembled(raw: dict[str, Tensor], placed: Placement, grid: Grid) -> Prediction:
+def _assembled(raw: dict[str, Tensor], placed: Placement, grid: Grid, inverse: bool) -> Prediction:
     if "field" not in raw:
         raise InputError("the model put out no 'field'; is it a registration model?")
     if not torch.isfinite(raw["field"]).all():
         raise InputError("the model put out values that are not finite; its weights are damaged or training diverged")
     forward = onto_grid(raw["field"], placed.fixed, grid)
-    implied, source = inverse_on_model_grid(raw)
-    if implied is None:
-        inversion = fields.invert(forward)
-    else:
+    linear = Affine(placed.moving @ np.linalg.inv(placed.fixed))
+    implied, source = inverse_on_model_grid(raw) if inverse else (None, "numerical")
+    inversion: Inversion | None = None
+    back: Transform
+    if implied is not None:
         # No iteration: only the residual of what is there.
         inversion = fields.invert(forward, start=onto_grid(implied, placed.fixed, grid), iterations=0)
-    linear = Affine(placed.moving @ np.linalg.inv(placed.fixed))
-    residual = (inversion.mean_residual, inversion.max_residual)
-    there = DisplacementField(grid, forward, inversion.displacement, residual)
-    back = DisplacementField(grid, inversion.displacement, forward, residual)
+    elif inverse:
+        inversion = fields.invert(forward)
+    if inversion is None:
+        there = DisplacementField(grid, forward)
+        back = NumericalInverse(there)
+    else:
+        residual = (inversion.mean_residual, inversion.max_residual)
+        there = DisplacementField(grid, forward, inversion.displacement, residual)
+        back = DisplacementField(grid, inversion.displacement, forward, residual)
     return Prediction(
         Composite([there, linear]),
         Composite([linear.inverse(), back]),
