@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from verimorph.solve.progress import Event, Step
 from verimorph.solve.pyramid import level_shape
 from verimorph.solve.schedule import linear_levels
 from verimorph.transform import Affine, Composite, DisplacementField, Transform
+
+if TYPE_CHECKING:
+    from verimorph.uncertainty.assess import Uncertainty
 
 
 @dataclass
@@ -63,6 +66,8 @@ class Registration:
         The known transform, in demonstrations with synthetic deformations.
     model
         Of a prediction: which trained model made it, with the hashes of its card and weights.
+    uncertainty
+        Bound of the error, label uncertainty and verdict, where asked for; see :meth:`assess`.
 
     Examples
     --------
@@ -89,6 +94,7 @@ class Registration:
     truth: Transform | None = None
     warnings: list[str] = field(default_factory=list)
     model: dict[str, Any] | None = None
+    uncertainty: Uncertainty | None = None
 
     @cached_property
     def moved(self) -> Image:
@@ -150,8 +156,35 @@ class Registration:
             last = self.history[-1]
             same = [step.value for step in self.history if (step.stage, step.level) == (last.stage, last.level)]
             found["objective"] = {"stage": last.stage, "level": last.level, "first": same[0], "last": same[-1]}
-        found["calibrated"] = False
+        found["calibrated"] = self.uncertainty is not None
+        if self.uncertainty is not None:
+            found["uncertainty"] = self.uncertainty.summary()
+            found["verdict"] = self.uncertainty.verdict_summary()
         return found
+
+    def assess(self, *, level: float = 0.9, calibration: Any = "general") -> Uncertainty:
+        """Say how sure this registration is, and keep it as :attr:`uncertainty`.
+
+        Parameters
+        ----------
+        level
+            Share of voxels for which the bound of the error is to hold.
+        calibration
+            Name of a packaged calibration, or a file that ``verimorph calibrate`` wrote.
+
+        Raises
+        ------
+        OptionError, InputError
+            For a level that the calibration does not reach, or one that is not there.
+        """
+        from verimorph.uncertainty.assess import assess
+
+        self.uncertainty = assess(self, level=level, calibration=calibration)
+        self.timings["uncertainty"] = self.uncertainty.seconds
+        self.peak_memory_mb = max(self.peak_memory_mb, pipeline.peak_memory_mb())
+        for stale in ("metrics", "provenance"):
+            self.__dict__.pop(stale, None)
+        return self.uncertainty
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -226,6 +259,11 @@ class Registration:
                     write_image(self.moved_labels, out / "moved_labels.nii.gz")
                 if self.moved_landmarks is not None:
                     write_points(self.moved_landmarks, out / "moved_landmarks.csv")
+                if self.uncertainty is not None:
+                    write_image(self.uncertainty.error_mm, out / "error_mm.nii.gz")
+                    write_image(self.uncertainty.displacement_std, out / "displacement_std.nii.gz")
+                    if self.uncertainty.label_uncertainty is not None:
+                        write_image(self.uncertainty.label_uncertainty, out / "label_uncertainty.nii.gz")
                 if both:
                     write_image(self.moved_back, out / "fixed_in_moving_space.nii.gz")
                 if style == "ants":
@@ -284,6 +322,9 @@ def register(
     device: str = "cpu",
     threads: int | None = None,
     seed: int = 0,
+    uncertainty: bool = False,
+    level: float = 0.9,
+    calibration: Any = "general",
     progress: Callable[[Event], None] | None = None,
 ) -> Registration:
     """Align a moving image to a fixed one; no training, any pair.
@@ -328,6 +369,8 @@ def register(
         CPU threads; default: as set for torch.
     seed
         Same seed, machine and threads: the same bits.
+    uncertainty, level, calibration
+        Also say how sure the result is: :meth:`Registration.assess`.
     progress
         Called with an :class:`~verimorph.solve.Event` after every evaluation.
 
@@ -343,6 +386,13 @@ def register(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", VerimorphWarning)
         clock = pipeline.Clock()
+        held = None
+        if uncertainty:
+            # Refused before anything is computed, not after.
+            from verimorph.uncertainty.bound import read_calibration
+
+            held = read_calibration(calibration)
+            held.factor(level, True)
         with clock("read"):
             given = Inputs.read(
                 fixed=fixed,
@@ -390,6 +440,8 @@ def register(
         del first, second
         result = _assemble(given, recipe, found, clock.seconds)
         result.settings["nan_value"] = nan_value
+        if uncertainty:
+            result.assess(level=level, calibration=held)
     result.warnings = list(dict.fromkeys(str(w.message) for w in caught))
     for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
@@ -401,7 +453,8 @@ def plan(*, threads: int | None = None, **request: Any) -> Plan:
 
     Nothing is computed but what the headers tell (and the voxel checks of the inputs).
     """
-    request.pop("progress", None)
+    for later in ("progress", "uncertainty", "level", "calibration"):
+        request.pop(later, None)
     names = set(Inputs.__dataclass_fields__)
     given = Inputs.read(**{name: request.pop(name, None) for name in (*names, "nan_value")})
     recipe, _, _ = _resolve(given, request.pop("initial", "auto"), **request)

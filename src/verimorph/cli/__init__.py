@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("Learned models", "Align by a trained model, with refinement and submissions; or label images."),
     "export": ("Learned models", "Write a trained model as TorchScript, ONNX or torch.export, checked."),
     "evaluate": ("Judge results", "Overlap, distances, landmark errors, folding, as a table and JSON."),
+    "calibrate": ("Judge results", "Learn, or check, how large errors may be, on known deformations of real images."),
     "bench": ("Judge results", "Measure methods on many pairs, side by side."),
     "demo": ("This machine", "Register a template brain to a known truth and show the true error."),
     "doctor": ("This machine", "What this machine has: devices, threads, kernels, extras, versions."),

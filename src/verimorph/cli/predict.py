@@ -9,12 +9,14 @@ import typer
 
 from verimorph.cli.options import application, examples, flag, option
 from verimorph.cli.progress import ProgressBar
-from verimorph.cli.runtime import USER_ERROR, choose, error_console, say, schedule, set_threads
+from verimorph.cli.runtime import USER_ERROR, VERDICT_FAIL, choose, error_console, say, schedule, set_threads
 from verimorph.errors import OptionError
 
 if TYPE_CHECKING:
     from verimorph.pipeline import Recipe
     from verimorph.predict.many import Done, Wanted
+    from verimorph.registration import Registration
+    from verimorph.uncertainty.bound import Calibration
 
 FORMS = ("learn2reg-2020", "learn2reg")
 SUFFIXES = (".nii.gz", ".npz")
@@ -23,6 +25,7 @@ _PAIR = "One pair"
 _MANY = "Many pairs"
 _IMAGES = "Segmentation models"
 _REFINE = "Refinement on the pair at hand"
+_SURE = "How sure"
 _OUTPUT = "Output"
 _MACHINE = "Machine"
 
@@ -125,6 +128,21 @@ def predict(
             panel=_OUTPUT,
         ),
     ] = None,
+    uncertainty: Annotated[
+        bool,
+        flag(
+            "--uncertainty", text="Of one pair: a bound of the error in mm, label uncertainty, a verdict.", panel=_SURE
+        ),
+    ] = False,
+    level: Annotated[
+        float, option("--level", value="Q", text="Share of voxels for which the bound holds.", panel=_SURE)
+    ] = 0.9,
+    calibration: Annotated[
+        str, option("--calibration", value="NAME|FILE", text="What the bound was learned on.", panel=_SURE)
+    ] = "general",
+    strict: Annotated[
+        bool, flag("--strict", text="Exit with 3 when the verdict is fail (with --uncertainty).", panel=_SURE)
+    ] = False,
     save_submission: Annotated[
         str | None,
         option("--save-submission", value="FORM", text="Also as learn2reg-2020 or learn2reg wants it.", panel=_OUTPUT),
@@ -183,6 +201,16 @@ def predict(
         raise OptionError(f"{many}; give one of: -f and -m, --pairs, --dataset with --root, --image, --folder")
     if chosen is not None and pairs is None and dataset is None:
         raise OptionError("--split chooses among the pairs of --pairs or --dataset; neither is given")
+    if uncertainty and not (fixed or moving):
+        raise OptionError("--uncertainty is for one pair; give -f and -m")
+    if strict and not uncertainty:
+        raise OptionError("--strict acts on the verdict; give --uncertainty too")
+    held = None
+    if uncertainty:
+        from verimorph.uncertainty.bound import read_calibration
+
+        held = read_calibration(calibration)
+        held.factor(level, True)
     if levels is not None and refine is None:
         raise OptionError("--levels is for the refinement; give --refine N")
 
@@ -232,7 +260,10 @@ def predict(
             "fixed_landmarks": fixed_landmarks,
             "moving_landmarks": moving_landmarks,
         }
-        _one(registrar, fixed, moving, inputs, recipe, wanted, output, report=not no_report)
+        sure = None if held is None else (held, level)
+        result = _one(registrar, fixed, moving, inputs, recipe, wanted, output, report=not no_report, sure=sure)
+        if strict and result.uncertainty is not None and result.uncertainty.verdict == "fail":
+            raise typer.Exit(VERDICT_FAIL)
         return
     from verimorph.predict.jobs import dataset_of, jobs_of_dataset, jobs_of_table
 
@@ -293,7 +324,8 @@ def _one(
     output: Path,
     *,
     report: bool,
-) -> None:
+    sure: tuple[Calibration, float] | None,
+) -> Registration:
     from verimorph.cli.summary import print_summary
     from verimorph.predict.many import SUBMISSION, write_extras
     from verimorph.predict.pair import predict_pair
@@ -310,6 +342,8 @@ def _one(
             progress=progress,
             watch=seen.append,
         )
+        if sure is not None:
+            result.assess(calibration=sure[0], level=sure[1])
     if wanted.submission is not None:
         write_field(
             result.transform,
@@ -323,6 +357,7 @@ def _one(
     result.save(output, report=report)
     write_extras(result, seen[0], output, wanted)
     print_summary(result, output)
+    return result
 
 
 def _segment(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from verimorph.cli.options import application, examples, flag, option
 from verimorph.cli.progress import ProgressBar
-from verimorph.cli.runtime import choose, schedule, set_threads
+from verimorph.cli.runtime import VERDICT_FAIL, choose, schedule, set_threads
 from verimorph.errors import OptionError
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ _SCORE = "Scoring (never used for fitting)"
 _PREPARE = "Intensities"
 _EFFORT = "Effort"
 _MACHINE = "Machine"
+_SURE = "How sure"
 _OUTPUT = "Output"
 
 app = application()
@@ -39,6 +42,10 @@ app = application()
         (
             "Scored with labels:",
             "verimorph register -f a.nii.gz -m b.nii.gz -o out --fixed-labels as.nii.gz --moving-labels bs.nii.gz",
+        ),
+        (
+            "With a bound of the error in mm and a verdict:",
+            "verimorph register -f a.nii.gz -m b.nii.gz -o out --uncertainty",
         ),
         (
             "What would be done, how long, how much memory:",
@@ -153,6 +160,20 @@ def register(
     seed: Annotated[
         int, option("--seed", value="N", text="Same seed, threads and machine: the same bits.", panel=_MACHINE)
     ] = 0,
+    uncertainty: Annotated[
+        bool,
+        flag("--uncertainty", text="Also a bound of the error in mm, label uncertainty and a verdict.", panel=_SURE),
+    ] = False,
+    level: Annotated[
+        float, option("--level", value="Q", text="Share of voxels for which the bound holds.", panel=_SURE)
+    ] = 0.9,
+    calibration: Annotated[
+        str,
+        option("--calibration", value="NAME|FILE", text="What the bound was learned on; see 'calibrate'.", panel=_SURE),
+    ] = "general",
+    strict: Annotated[
+        bool, flag("--strict", text="Exit with 3 when the verdict is fail (with --uncertainty).", panel=_SURE)
+    ] = False,
     output_style: Annotated[
         str,
         option("--output-style", value="NAME", text="verimorph, or ants: also files by ANTs' names.", panel=_OUTPUT),
@@ -189,7 +210,12 @@ def register(
         "device": device,
         "threads": used_threads,
         "seed": seed,
+        "uncertainty": uncertainty,
+        "level": level,
+        "calibration": calibration,
     }
+    if strict and not uncertainty:
+        raise OptionError("--strict acts on the verdict; give --uncertainty too")
     choose(output_style, STYLES, "--output-style")
     volumes = {
         "fixed": volume if fixed_volume is None else fixed_volume,
@@ -225,6 +251,8 @@ def register(
 
     result.save(output, style=output_style, both=both, report=not no_report)
     print_summary(result, output, verbose=verbose)
+    if strict and result.uncertainty is not None and result.uncertainty.verdict == "fail":
+        raise typer.Exit(VERDICT_FAIL)
 
 
 def _read(path: Path, volume: int | None) -> Image | Path:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 USER_ERROR = 2
 """Exit code of a mistake in the input or the request."""
+VERDICT_FAIL = 3
+"""Exit code of a finished registration whose verdict is ``fail``, where ``--strict`` asks for it."""
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3

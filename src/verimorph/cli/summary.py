@@ -36,6 +36,9 @@ def print_summary(result: Registration, folder: Path, *, verbose: bool = False) 
         from rich.pretty import pprint
 
         pprint({"settings": result.settings, "timings": result.timings}, console=console, expand_all=True)
+    if verdict := result.metrics.get("verdict"):
+        colour = {"pass": "green", "review": "yellow", "fail": "red"}[verdict["verdict"]]
+        console.print(f"verdict: [{colour} bold]{verdict['verdict']}[/], {verdict['reasons']}", soft_wrap=True)
     page = folder / "report.html"
     console.print(f"Results in {folder}" + (f"; look at {page}" if page.exists() else ""), soft_wrap=True)
 
@@ -71,6 +74,10 @@ def rows(metrics: dict[str, Any]) -> Iterator[Row]:
         yield "spread of log volume change", "", _number(jacobian.get("sd_log_jacobian")), ""
     if consistency := metrics.get(f"inverse_consistency_{unit}"):
         yield "inverse error, mean", "", _number(consistency["forward"].get("mean")), unit
+    if bound := metrics.get("uncertainty"):
+        share = f"{100 * bound['level']:g} %"
+        yield f"error at most, for {share} of voxels (median)", "", _number(bound["median_mm"]), "mm"
+        yield "the same, 95th percentile of voxels", "", _number(bound["p95_mm"]), "mm"
 
 
 def _number(value: float | None) -> str:

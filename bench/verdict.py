@@ -1,0 +1,248 @@
+"""Sound registrations and ones broken on purpose, over all development sets: what the verdict is learned from.
+
+    python bench/verdict.py measure runs/verdict.jsonl          facts of every registration; goes on where it stopped
+    python bench/verdict.py table runs/verdict.jsonl            how well verdicts do on sets they were not learned on
+    python bench/verdict.py learn runs/verdict.jsonl FILE       write the weights into a calibration
+
+Images of more than 600 000 voxels are halved first, so that the whole takes minutes on two cores and not hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from verimorph import pipeline
+from verimorph.errors import VerimorphError
+from verimorph.image import Image
+from verimorph.inputs import Inputs
+from verimorph.io import read_image
+from verimorph.registration import Registration, _assemble, register
+from verimorph.solve.pyramid import Volume, shrink_volume
+from verimorph.synthetic import change_contrast
+from verimorph.transform import Affine
+from verimorph.uncertainty.assess import on_evidence
+from verimorph.uncertainty.bound import read_calibration, write_calibration
+from verimorph.uncertainty.evidence import gather
+from verimorph.uncertainty.known import foreground, known_pair
+from verimorph.uncertainty.metrics import auroc
+from verimorph.uncertainty.verdict import judge, learn_verdict, pair_facts
+
+LARGEST = 600_000
+SETS = {
+    "cardiac": ("cardiac_cine_acdc", "*_ed_image.nii.gz", 10),
+    "hippocampus": ("hippocampus_mr", "*_image.nii.gz", 10),
+    "brain": ("brain_t1_oasis", "*_t1_brain.nii.gz", 10),
+    "abdomen": ("abdomen_mr_chaos", "*_t2spir.nii.gz", 6),
+    "lung": ("lung_mr_proton", "*_h1.nii.gz", 3),
+}
+BROKEN = ("start", "organ", "flipped", "cut", "stiff", "soft", "similarity")
+
+
+def images(name: str) -> list[Path]:
+    folder, pattern, count = SETS[name]
+    root = Path(os.environ.get("VERIMORPH_DATA", "../shared/data")) / folder
+    found = [f for f in sorted(root.glob(pattern)) if "label" not in f.name]
+    if not found:
+        found = [f for f in sorted(root.glob("*.nii.gz")) if "label" not in f.name]
+    return found[:count]
+
+
+def small(path: Path) -> Image:
+    image = read_image(path)
+    if image.grid.size <= LARGEST:
+        return image
+    volume = shrink_volume(Volume(image.tensor(), image.grid), 2 * float(image.grid.spacing.min()))
+    return Image.from_array(volume.tensor[0, 0].numpy(), volume.grid, name=image.name)
+
+
+def partner(name: str, file: Path, number: int) -> Path:
+    """The image that a sound pair is made with: the other phase of the same heart, the next subject elsewhere."""
+    if name == "cardiac":
+        return file.with_name(file.name.replace("_ed_", "_es_"))
+    files = images(name)
+    return files[(number + 1) % len(files)]
+
+
+def jobs() -> Iterator[tuple[str, str, int]]:
+    for name, (_, _, count) in SETS.items():
+        for number in range(count):
+            yield name, "sound", number
+            yield name, "known", number
+    for name, (_, _, count) in SETS.items():
+        for k, kind in enumerate(BROKEN):
+            for number in range(k % 2, min(count, 6), 2 if count > 3 else 1):
+                yield name, kind, number
+
+
+def one(name: str, kind: str, number: int) -> Registration:
+    files = images(name)
+    file = files[number % len(files)]
+    fixed, moving = small(file), small(partner(name, file, number))
+    random = np.random.default_rng(number)
+    if kind == "known":
+        pair = known_pair(fixed, seed=900 + number)
+        return register(fixed=pair.fixed, moving=pair.moving)
+    if kind == "sound":
+        return register(fixed=fixed, moving=moving)
+    if kind == "organ":
+        others = [other for other in SETS if other != name]
+        wrong = others[number % len(others)]
+        return register(fixed=fixed, moving=small(images(wrong)[0]))
+    if kind == "start":
+        return register(fixed=fixed, moving=moving, initial=_far_start(moving, random), stages=("affine", "deformable"))
+    if kind == "flipped":
+        return register(fixed=fixed, moving=moving.with_array(np.ascontiguousarray(_mirrored(moving))))
+    if kind == "cut":
+        return register(fixed=fixed, moving=_cut(moving, random))
+    if kind == "stiff":
+        # As if the smoothing were so strong that nothing but the coarsest moves, from a start that is off.
+        pair = known_pair(fixed, seed=700 + number)
+        off = np.eye(4)
+        off[:3, 3] = random.standard_normal(3) * 6 * float(fixed.grid.spacing.mean())
+        return register(
+            fixed=pair.fixed,
+            moving=pair.moving,
+            initial=Affine(off),
+            stages=("deformable",),
+            levels=(4,),
+            iterations=(3,),
+        )
+    if kind == "soft":
+        return _soft(fixed, moving)
+    changed = fixed.with_array(change_contrast(_positive(fixed), fold=0.8).astype(np.float32))
+    return register(fixed=changed, moving=moving, similarity="mse")
+
+
+def _positive(image: Image) -> np.ndarray:
+    values = image.array.astype(np.float32)
+    return values - np.percentile(values, 0.5)
+
+
+def _far_start(moving: Image, random: np.random.Generator) -> Affine:
+    centre = moving.grid.index_to_world(np.argwhere(foreground(moving))).mean(0)
+    angle = np.radians(random.uniform(60, 180))
+    axis = random.standard_normal(3)
+    axis /= np.linalg.norm(axis)
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    matrix = np.eye(4)
+    matrix[:3, :3] += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    matrix[:3, 3] = centre - matrix[:3, :3] @ centre
+    return Affine(matrix)
+
+
+def _mirrored(image: Image) -> np.ndarray:
+    axis = int(np.argmax(np.abs(image.grid.direction[0])))
+    return np.flip(image.array, axis)
+
+
+def _cut(image: Image, random: np.random.Generator) -> Image:
+    inside = np.argwhere(foreground(image))
+    axis = int(random.integers(3))
+    low, high = inside[:, axis].min(), inside[:, axis].max()
+    middle = int(low + (high - low) * random.uniform(0.4, 0.6))
+    window = [slice(None)] * 3
+    window[axis] = (
+        slice(0, max(middle, 4)) if random.random() < 0.5 else slice(min(middle, image.grid.shape[axis] - 4), None)
+    )
+    start = [s.start or 0 for s in window]
+    array = np.ascontiguousarray(image.array[tuple(window)])
+    affine = image.grid.affine.copy()
+    affine[:3, 3] = image.grid.index_to_world(np.array([start]))[0]
+    return Image.from_array(array, type(image.grid)(array.shape, affine), name=image.name)
+
+
+def _soft(fixed: Image, moving: Image) -> Registration:
+    recipe = pipeline.make_recipe()
+    recipe = replace(recipe, deformable=replace(recipe.deformable, update_sigma=0.4, total_sigma=0.0))
+    given = Inputs(fixed, moving, None, None, None, None, None, None)
+    first, second = pipeline.prepare_pair(fixed=fixed, moving=moving, fixed_mask=None, moving_mask=None, recipe=recipe)
+    return _assemble(given, recipe, pipeline.run(fixed=first, moving=second, recipe=recipe), {})
+
+
+def measure(out: Path, only: Callable[[str], bool]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = {(r["set"], r["kind"], r["number"]) for r in rows(out)}
+    for name, kind, number in jobs():
+        if (name, kind, number) in done or not only(name):
+            continue
+        begun = time.time()
+        try:
+            found = one(name, kind, number)
+            evidence = gather(fixed=found.fixed, moving=found.moving, transform=found.transform)
+            facts = pair_facts(found, evidence, on_evidence(foreground(found.fixed), evidence.grid))
+        except VerimorphError as error:
+            print(name, kind, number, "refused:", error, flush=True)
+            continue
+        row = {"set": name, "kind": kind, "number": number, "facts": facts}
+        with open(out, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        print(
+            name, kind, number, f"{time.time() - begun:.0f} s", {k: round(v, 2) for k, v in facts.items()}, flush=True
+        )
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def table(path: Path) -> None:
+    found = rows(path)
+    broken = np.array([r["kind"] in BROKEN for r in found])
+    facts = [r["facts"] for r in found]
+    base = read_calibration("general")
+    scores, verdicts = np.zeros(len(found)), np.array(["" for _ in found], dtype=object)
+    for name in SETS:
+        own = np.array([r["set"] == name for r in found])
+        if not own.any():
+            continue
+        learned = learn_verdict([f for f, o in zip(facts, own, strict=True) if not o], broken[~own].tolist())
+        held = replace(base, verdict=learned)
+        for i in np.flatnonzero(own):
+            one_verdict = judge(facts[i], held)
+            scores[i], verdicts[i] = one_verdict.probability, one_verdict.verdict
+        sound, bad = int((~broken[own]).sum()), int(broken[own].sum())
+        print(f"{name}: AUROC {auroc(scores[own], broken[own]):.3f} on {sound} sound and {bad} broken")
+    print(f"all sets, each judged without itself: AUROC {auroc(scores, broken):.3f}")
+    at95 = np.quantile(scores[broken], 0.05)
+    print(f"false alarms at 95 % detection: {100 * (scores[~broken] >= at95).mean():.1f} %")
+    for kind in ("sound", "known", *BROKEN):
+        own = np.array([r["kind"] == kind for r in found])
+        if own.any():
+            counts = {v: int((verdicts[own] == v).sum()) for v in ("pass", "review", "fail")}
+            print(f"{kind:12s} {counts}")
+
+
+def learn(path: Path, calibration: Path) -> None:
+    found = rows(path)
+    learned = learn_verdict([r["facts"] for r in found], [r["kind"] in BROKEN for r in found])
+    write_calibration(replace(read_calibration(calibration), verdict=learned), calibration)
+    print(json.dumps(learned, indent=1))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("measure", "table", "learn"))
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("calibration", type=Path, nargs="?")
+    parser.add_argument("--only", help="of these sets, with commas")
+    arguments = parser.parse_args()
+    if arguments.what == "measure":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+        names = None if arguments.only is None else arguments.only.split(",")
+        measure(arguments.rows, lambda name: names is None or name in names)
+    elif arguments.what == "table":
+        table(arguments.rows)
+    elif arguments.calibration is None:
+        sys.exit("learn needs the calibration file to write to")
+    else:
+        learn(arguments.rows, arguments.calibration)

@@ -1,0 +1,170 @@
+"""``verimorph calibrate``: learn how evidence becomes a bound of the error, on known deformations of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from verimorph.cli.options import application, examples, flag, option
+from verimorph.cli.runtime import set_threads
+from verimorph.errors import OptionError
+
+if TYPE_CHECKING:
+    from verimorph.uncertainty.suite import Check
+
+app = application()
+
+
+@app.command(
+    epilog=examples(
+        ("On images of your own kind:", "verimorph calibrate 'scans/*.nii.gz' -o mine.json --for 'T1 of our scanner'"),
+        ("Then use it:", "verimorph register -f a.nii.gz -m b.nii.gz -o out --uncertainty --calibration mine.json"),
+        ("Does a calibration hold on these images?", "verimorph calibrate 'scans/*.nii.gz' --check general"),
+        (
+            "Several kinds of images, each with the same weight:",
+            "verimorph calibrate brain='t1/*.nii.gz' lung='ct/*.nii.gz' -n 10 -o both.json",
+        ),
+    )
+)
+def calibrate(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="[KIND=]PATTERN...", help="Images, patterns in quotes.", show_default=False),
+    ],
+    output: Annotated[Path | None, option("-o", "--output", value="FILE", text="The calibration, JSON.")] = None,
+    check: Annotated[
+        str | None, option("--check", value="NAME|FILE", text="Learn nothing; judge this calibration on the images.")
+    ] = None,
+    cases: Annotated[
+        int, option("-n", "--cases", value="N", text="Known deformations of each kind; below 20 bounds are wide.")
+    ] = 20,
+    name: Annotated[
+        str | None, option("--name", value="NAME", text="Of the calibration; default: that of the file.")
+    ] = None,
+    described: Annotated[str, option("--for", value="TEXT", text="In plain words: for which images it holds.")] = "",
+    base: Annotated[
+        str | None,
+        option("--base", value="NAME|FILE", text="Take scale and verdict of this one; learn only the quantiles."),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        option(
+            "--keep",
+            value="FOLDER",
+            text="Where cases are kept, so that a stopped run goes on.",
+        ),
+    ] = None,
+    by_kind: Annotated[bool, flag("--by-kind", text="Cross-validate by leaving out whole kinds, not images.")] = False,
+    threads: Annotated[
+        int | None, option("-j", "--threads", value="N", text="Processor cores to use; default: all.")
+    ] = None,
+    seed: Annotated[int, option("--seed", value="N", text="Of the first case; the next have the next.")] = 0,
+) -> None:
+    """Learn a bound of the registration error on known deformations of real images, or judge one.
+
+    Every case deforms an image by a known map, shows it as another scan would (contrast, brightness, noise), registers
+    it back with the defaults, and compares. Prints coverage on cases that the bound had not seen.
+    """
+    from dataclasses import replace
+
+    from verimorph.uncertainty.bound import calibrate as learn
+    from verimorph.uncertainty.bound import read_calibration, write_calibration
+    from verimorph.uncertainty.suite import check as judge
+    from verimorph.uncertainty.suite import collect, cross_validated, images_of
+
+    if (output is None) == (check is None):
+        raise OptionError("give either -o FILE to learn a calibration, or --check NAME to judge one")
+    if cases < 1:
+        raise OptionError(f"-n is {cases}; give 1 case or more")
+    held = None if check is None else read_calibration(check)
+    foundation = None if base is None else read_calibration(base)
+    set_threads(threads)
+    files = images_of(images)
+    if output is not None and cases * len({kind for kind, _ in files}) < 2:
+        raise OptionError("one case is too few to learn from; give -n 2 or more, better 20")
+    folder = keep or (output or Path("calibration-check")).with_suffix(".cases")
+    with _Bar() as tell:
+        found = collect(files, cases=cases, folder=folder, seed=seed, tell=tell)
+    if held is not None:
+        _print(judge(found, held), f"calibration '{held.name}' on images it may not have seen")
+        return
+    assert output is not None
+    learned = learn(
+        [case.points for case in found],
+        name=name or output.stem,
+        calibrated_for=described or "images like those it was learned on",
+        scale=None if foundation is None else foundation.scale,
+    )
+    if foundation is not None:
+        learned = replace(learned, verdict=foundation.verdict)
+    write_calibration(learned, output)
+    kinds = {case.points.kind for case in found}
+    by = "kind" if by_kind and len(kinds) > 1 else "image"
+    if len({case.name.rsplit("-", 1)[0] for case in found}) > 1 and len(found) > 2:
+        rows = cross_validated(found, by=by, scale=None if foundation is None else foundation.scale)
+        _print(rows, f"every {by} judged without itself")
+    typer.echo(f"{len(found)} cases; calibration in {output}, cases in {folder}")
+
+
+def _print(rows: list[Check], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
+    table.add_column("images")
+    for heading in ("cases", "50 %", "80 %", "90 %", "95 %", "around", "bound/error", "Spearman", "AUSE", "of spread"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row.kind,
+            str(row.cases),
+            *(f"{100 * row.coverage[q]:.1f}" for q in ("0.5", "0.8", "0.9", "0.95")),
+            f"{100 * row.background:.1f}",
+            f"{row.sharpness:.2f}",
+            f"{row.spearman:.2f}",
+            f"{row.ause:.3f}",
+            f"{row.ause_spread:.3f}",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "coverage in % of voxels of the anatomy at each level, and at 90 % around it; bound/error: medians",
+        style="dim",
+    )
+
+
+class _Bar:
+    """A bar over the cases on a terminal; a line a case elsewhere."""
+
+    def __enter__(self) -> _Bar:
+        from verimorph.cli.runtime import error_console
+
+        self._console = error_console()
+        self._progress = None
+        if self._console.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("reading", total=None)
+            self._progress.start()
+        return self
+
+    def __call__(self, name: str, number: int, count: int) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=number, total=count, description=name)
+        else:
+            self._console.print(f"{number + 1} of {count}: {name}", highlight=False)
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,0 +1,322 @@
+"""What can be known about the error of a registration without knowing the truth: independent looks, and the images.
+
+A *look* is a quick registration of the same two images, at half resolution, with noise added, a start knocked off its
+place, another stiffness; or from the moving image to the fixed one. Where looks and result disagree, something is not
+determined by the images. What looks cannot see (they share the images' lack of texture) is read from the images: the
+structure tensor, the local correlation that is left, the stretch of the field.
+
+Every quantity is a map on the evidence grid (the fixed grid at about half resolution), lengths in units of the fixed
+grid's mean voxel, so that one calibration serves images of any size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+from torch import Tensor
+
+from verimorph import field, pipeline
+from verimorph.grid import Grid
+from verimorph.image import Image
+from verimorph.solve.deformable import DeformableSettings, solve_deformable
+from verimorph.solve.measure import make_measure
+from verimorph.solve.pyramid import Level, Volume, make_level
+from verimorph.transform import Transform
+from verimorph.transform.dense import displacement_on, field_then_matrix
+
+SMALL = 400_000
+"""An image of fewer voxels is looked at in full resolution: at half of it little would be left of it."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One independent registration.
+
+    Attributes
+    ----------
+    backward
+        From moving to fixed.
+    levels, iterations
+        Shrink factors beyond the evidence grid, and iterations.
+    stiffness
+        Factor on the smoothing of each step.
+    radius
+        Of the window of the local correlation, voxels.
+    noise
+        Standard deviation of what is added to both images, in units of their own noise.
+    knock
+        How far the start is put off, in voxels of the evidence grid.
+    """
+
+    name: str
+    backward: bool = False
+    levels: tuple[int, ...] = (2, 1)
+    iterations: tuple[int, ...] = (80, 40)
+    stiffness: float = 1.0
+    radius: float = 2.0
+    noise: float = 1.0
+    knock: float = 1.0
+
+
+LOOKS = (
+    Look("forward", noise=0.25, knock=0.5),
+    Look("backward", backward=True, noise=0.0, knock=0.5),
+    Look("quarter", levels=(4, 2), iterations=(80, 60), noise=0.25),
+    Look("quarter back", backward=True, levels=(4, 2), iterations=(80, 60), noise=0.0),
+)
+"""Two at half resolution, two at a quarter that cost next to nothing: those say most where texture is poor, the former
+where it is rich. More noise, or a farther start, told less: looks then differ where the result does not err."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Maps on the evidence grid.
+
+    Attributes
+    ----------
+    grid
+        Where the maps are.
+    maps
+        Float32, by name; lengths in units of ``unit_mm``.
+    unit_mm
+        Geometric mean of the spacing of the fixed grid.
+    spread
+        Displacement of the looks against the result, its standard deviation, units.
+    """
+
+    grid: Grid
+    maps: dict[str, Float[Tensor, "*space"]]
+    unit_mm: float
+    spread: Float[Tensor, "*space"]
+
+
+def gather(
+    *,
+    fixed: Image,
+    moving: Image,
+    transform: Transform,
+    fixed_mask: Image | None = None,
+    moving_mask: Image | None = None,
+    similarity: str = "auto",
+    looks: Sequence[Look] = LOOKS,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Evidence:
+    """Look again, and measure. The transform may come from anywhere: the engine, a network, another program."""
+    recipe = pipeline.make_recipe(similarity=similarity, device=device, seed=seed)
+    first, second = pipeline.prepare_pair(
+        fixed=fixed, moving=moving, fixed_mask=fixed_mask, moving_mask=moving_mask, recipe=recipe
+    )
+    shrink = 1 if first.tensor.numel() < SMALL else 2
+    base = make_level(
+        fixed=first, moving=second, shrink=shrink, spacing_mm=shrink * float(first.grid.spacing.min()) * 1.0
+    )
+    del first, second
+    grid = base.fixed.grid
+    unit = float(np.prod(fixed.grid.spacing) ** (1 / fixed.grid.ndim))
+    matrix, u = as_field(transform, fixed.grid, grid)
+    u = u.to(base.fixed.tensor)
+    random = torch.Generator().manual_seed(seed)
+    here = _positions(u, matrix @ grid.affine)
+    distances: dict[str, Tensor] = {}
+    total = torch.zeros_like(here)
+    square = torch.zeros_like(here[0])
+    seen = 1
+    for look in looks:
+        found = _look(look, base, matrix, recipe, random)
+        if look.backward:
+            distances[look.name] = _round_trip(found, u, matrix, base)
+        else:
+            away = _positions(*found) - here
+            total += away
+            square += away.square().sum(0)
+            seen += 1
+            distances[look.name] = away.square().sum(0).sqrt()
+    variance = (square - total.square().sum(0) / seen) / max(seen - 1, 1)
+    maps = _agreement(distances, grid, unit) | _image_maps(base, u, matrix, unit)
+    return Evidence(grid, maps, unit, variance.clamp_min(0).sqrt() / unit)
+
+
+def as_field(transform: Transform, fixed: Grid, grid: Grid) -> tuple[ndarray, Tensor]:
+    """The transform as a world matrix after a field on the evidence grid."""
+    simple = field_then_matrix(transform, fixed)
+    d = fixed.ndim
+    if simple is not None:
+        if simple.displacement is None:
+            return simple.matrix, torch.zeros(1, d, *grid.shape)
+        return simple.matrix, field.resize_displacement(simple.displacement.cpu(), grid.shape).contiguous()
+    return _nearest_matrix(transform, grid)
+
+
+def _nearest_matrix(transform: Transform, grid: Grid) -> tuple[ndarray, Tensor]:
+    """Any transform: the affine map nearest to it, and what the field has to add before it."""
+    d = grid.ndim
+    whole = displacement_on(transform, grid).clone()
+    step = max(1, round(grid.size ** (1 / d) / 16))
+    index = np.stack(np.meshgrid(*[np.arange(0, n, step) for n in grid.shape], indexing="ij"), -1).reshape(-1, d)
+    points = grid.index_to_world(index)
+    mapped = transform.map_points(points)
+    solution, *_ = np.linalg.lstsq(np.c_[points, np.ones(len(points))], mapped, rcond=None)
+    matrix = np.eye(d + 1)
+    matrix[:d] = solution.T
+    voxel = grid.inverse_affine @ matrix @ grid.affine
+    back = torch.from_numpy(np.linalg.inv(voxel)).float()
+    index_all = field.voxel_index(tuple(grid.shape)) + whole
+    before = torch.einsum("ij,bj...->bi...", back[:d, :d], index_all) + back[:d, d].view(1, d, *[1] * d)
+    return matrix, (before - field.voxel_index(tuple(grid.shape))).contiguous()
+
+
+def _positions(u: Float[Tensor, "1 d *space"], matrix: Float[ndarray, "h h"]) -> Float[Tensor, "d *space"]:
+    """``matrix @ (i + u(i))``, mm."""
+    d = u.shape[1]
+    index = field.voxel_index(tuple(u.shape[2:]), device=u.device, dtype=u.dtype)[0] + u[0]
+    turn = torch.tensor(matrix[:d, :d], device=u.device, dtype=u.dtype)
+    shift = torch.tensor(matrix[:d, d], device=u.device, dtype=u.dtype)
+    return torch.einsum("ij,j...->i...", turn, index) + shift.view(d, *[1] * d)
+
+
+def _look(
+    look: Look, base: Level, matrix: ndarray, recipe: pipeline.Recipe, random: torch.Generator
+) -> tuple[Tensor, ndarray]:
+    """Field in voxels of its own grid, and the matrix from that grid's voxels to the other world."""
+    fixed, moving = (base.moving, base.fixed) if look.backward else (base.fixed, base.moving)
+    start = np.linalg.inv(matrix) if look.backward else matrix
+    start = _knocked(fixed.grid, start, look.knock, random)
+    fixed, moving = (_noisier(volume, look.noise, random) for volume in (fixed, moving))
+    finest = float(fixed.grid.spacing.min())
+    makers = [partial(make_level, fixed=fixed, moving=moving, shrink=n, spacing_mm=n * finest) for n in look.levels]
+    usual = DeformableSettings()
+    settings = replace(usual, update_sigma=usual.update_sigma * look.stiffness)
+    found = solve_deformable(
+        levels=makers,
+        iterations=look.iterations,
+        measure=make_measure(recipe.similarity, radius=look.radius),
+        linear=start,
+        grid=fixed.grid,
+        settings=settings,
+    )
+    return found.displacement, start @ fixed.grid.affine
+
+
+def _knocked(grid: Grid, matrix: ndarray, size: float, random: torch.Generator) -> ndarray:
+    """The matrix after a small affine map about the middle of the grid, moving its rim by about ``size`` voxels."""
+    d = grid.ndim
+    unit = float(np.prod(grid.spacing) ** (1 / d)) * size
+    reach = float(grid.extent.max()) / 2
+    centre = _world(grid.affine, (np.array(grid.shape) - 1) / 2)
+    small = torch.randn(d, d + 1, generator=random, dtype=torch.float64).numpy()
+    off = np.eye(d + 1)
+    off[:d, :d] += small[:, :d] * unit / reach / math.sqrt(d)
+    off[:d, d] = centre - off[:d, :d] @ centre + small[:, d] * unit / math.sqrt(d)
+    return matrix @ off
+
+
+def _world(affine: ndarray, index: ndarray) -> ndarray:
+    return affine[:-1, :-1] @ index + affine[:-1, -1]
+
+
+def _noisier(volume: Volume, factor: float, random: torch.Generator) -> Volume:
+    """More of the noise that an image has already: a robust spread of its differences to its neighbours' mean."""
+    if factor == 0:
+        return volume
+    x = volume.tensor
+    sigma = noise_level(x)
+    noise = torch.randn(x.shape, generator=random).to(x)
+    return replace(volume, tensor=x + factor * sigma * noise)
+
+
+def noise_level(x: Float[Tensor, "1 1 *space"]) -> float:
+    """Standard deviation of an image's noise: a robust spread of the differences to the mean of the neighbours.
+
+    The median absolute value of a normal variable is 0.6745 of its standard deviation. Air that is exactly zero, as
+    after skull stripping, says nothing and is left out.
+    """
+    rough = (x - field.box_mean(x, 1)).reshape(-1)[:: max(1, x.numel() // 100_000)].abs()
+    rough = rough[rough > 0]
+    return float(rough.median()) / 0.6745 if len(rough) else 0.0
+
+
+def _round_trip(found: tuple[Tensor, ndarray], u: Tensor, matrix: ndarray, base: Level) -> Tensor:
+    """``|b(t(x)) - x|``, mm: there by the result, back by a look from moving to fixed."""
+    back, to_world = found
+    to_moving = base.moving.grid.inverse_affine @ matrix @ base.fixed.grid.affine
+    d = u.shape[1]
+    read = field.warp(back, u, matrix=to_moving)
+    index = _positions(u, to_moving) + read[0]
+    turn = torch.tensor(to_world[:d, :d], device=u.device, dtype=u.dtype)
+    shift = torch.tensor(to_world[:d, d], device=u.device, dtype=u.dtype)
+    arrived = torch.einsum("ij,j...->i...", turn, index) + shift.view(d, *[1] * d)
+    return (arrived - _positions(torch.zeros_like(u), base.fixed.grid.affine)).square().sum(0).sqrt()
+
+
+def _agreement(distances: dict[str, Tensor], grid: Grid, unit: float) -> dict[str, Tensor]:
+    """Distances of the looks, as they are and averaged over neighbourhoods: what is wrong here is wrong nearby."""
+    out = {}
+    for name, distance in distances.items():
+        square = (distance / unit).square()[None, None]
+        for width in (1.0, 4.0):
+            out[f"{name} {width:g}"] = _smooth(square, grid, width).sqrt()[0, 0]
+    return out
+
+
+def _smooth(x: Tensor, grid: Grid, width: float) -> Tensor:
+    sigma = [width * float(grid.spacing.min() / s) for s in grid.spacing]
+    return field.gaussian_smooth(x, sigma, border="renormalise")
+
+
+def _image_maps(base: Level, u: Tensor, matrix: ndarray, unit: float) -> dict[str, Tensor]:
+    """Local correlation that is left, texture in its weakest direction, stretch of the field."""
+    grid = base.fixed.grid
+    fixed = base.fixed.tensor
+    moved = field.warp(base.moving.tensor, u, matrix=base.moving.grid.inverse_affine @ matrix @ grid.affine)
+    out: dict[str, Tensor] = {}
+    for width in (1.5, 4.0):
+        mean_f, mean_m = _smooth(fixed, grid, width), _smooth(moved, grid, width)
+        var_f = (_smooth(fixed.square(), grid, width) - mean_f.square()).clamp_min(0)
+        var_m = (_smooth(moved.square(), grid, width) - mean_m.square()).clamp_min(0)
+        cross = _smooth(fixed * moved, grid, width) - mean_f * mean_m
+        out[f"mismatch {width:g}"] = (1 - cross.square() / (var_f * var_m + 1e-8)).clamp(0, 1)[0, 0]
+        out[f"contrast {width:g}"] = (var_f.sqrt() * var_m.sqrt()).sqrt()[0, 0]
+    noise = math.hypot(noise_level(fixed), noise_level(base.moving.tensor))
+    out["noise"] = torch.full_like(fixed[0, 0], noise)
+    out["texture"] = _texture(fixed, grid)
+    out["stretch"] = field.jacobian_determinant(u)[0].clamp_min(1e-3).log().abs()
+    return out
+
+
+def _texture(image: Tensor, grid: Grid) -> Tensor:
+    """Square root of the structure tensor's smallest eigenvalue, nearly: the slope along the direction with least.
+
+    ``det S / sum of the principal minors`` is the smallest eigenvalue where one is much smaller than the others, and at
+    most so much as it (harmonic sum) elsewhere; 2-D: det over trace.
+    """
+    d = grid.ndim
+    finest = float(grid.spacing.min())
+    slope = [
+        torch.gradient(image[0, 0], dim=a)[0] * (finest / float(grid.spacing[a]))
+        if image.shape[2 + a] > 1
+        else torch.zeros_like(image[0, 0])
+        for a in range(d)
+    ]
+    s = {}
+    for a in range(d):
+        for b in range(a, d):
+            s[a, b] = _smooth((slope[a] * slope[b])[None, None], grid, 2.0)[0, 0]
+    if d == 2:
+        return ((s[0, 0] * s[1, 1] - s[0, 1] ** 2) / (s[0, 0] + s[1, 1] + 1e-12)).clamp_min(0).sqrt()
+    m0 = s[1, 1] * s[2, 2] - s[1, 2] ** 2
+    m1 = s[0, 0] * s[2, 2] - s[0, 2] ** 2
+    m2 = s[0, 0] * s[1, 1] - s[0, 1] ** 2
+    det = (
+        s[0, 0] * m0
+        - s[0, 1] * (s[0, 1] * s[2, 2] - s[1, 2] * s[0, 2])
+        + s[0, 2] * (s[0, 1] * s[1, 2] - s[1, 1] * s[0, 2])
+    )
+    return (det / (m0 + m1 + m2 + 1e-18)).clamp_min(0).sqrt()

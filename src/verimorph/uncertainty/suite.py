@@ -1,0 +1,231 @@
+"""The calibration suite: known deformations of real images, registered, looked at, and compared with the truth.
+
+One case is one image and one seed. What is kept of a case are some thousand voxels with their evidence and their true
+error, in a small file, so that a suite that was stopped goes on, and calibrations can be learned anew in seconds.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from verimorph.errors import InputError, VerimorphError
+from verimorph.image import Image
+from verimorph.uncertainty.bound import LEVELS, Calibration, Points, Scale, calibrate
+from verimorph.uncertainty.evidence import gather
+from verimorph.uncertainty.known import known_pair
+from verimorph.uncertainty.metrics import ause, spearman
+
+INSIDE, OUTSIDE = 8000, 3000
+"""Voxels kept of a case, in the anatomy and around it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Points of one case, and the spread of the looks alone to compare with."""
+
+    name: str
+    points: Points
+    spread: Float[ndarray, " n"]
+    unit_mm: float
+
+
+def measure_case(image: Image, *, kind: str, name: str, seed: int) -> Case:
+    """Deform an image by a known map, register it back by the defaults, and measure evidence and true error."""
+    from verimorph.registration import register
+
+    pair = known_pair(image, seed=seed)
+    found = register(fixed=pair.fixed, moving=pair.moving)
+    evidence = gather(fixed=pair.fixed, moving=pair.moving, transform=found.transform)
+    grid = evidence.grid
+    points = grid.index_to_world(np.argwhere(np.ones(grid.shape, bool)))
+    index = np.rint(pair.fixed.grid.world_to_index(points)).astype(int)
+    index = np.clip(index, 0, np.array(pair.fixed.grid.shape) - 1)
+    inside = pair.foreground[tuple(index.T)]
+    random = np.random.default_rng(seed)
+    chosen = np.concatenate(
+        [
+            random.choice(where, min(count, len(where)), replace=False)
+            for where, count in ((np.flatnonzero(inside), INSIDE), (np.flatnonzero(~inside), OUTSIDE))
+            if len(where)
+        ]
+    )
+    here = points[chosen]
+    error = np.linalg.norm(found.transform.map_points(here) - pair.truth.map_points(here), axis=1) / evidence.unit_mm
+    columns = np.stack([one.cpu().numpy().reshape(-1)[chosen] for one in evidence.maps.values()], axis=1)
+    spread = evidence.spread.cpu().numpy().reshape(-1)[chosen]
+    held = Points(tuple(evidence.maps), columns, error, inside[chosen], kind)
+    return Case(name, held, spread, evidence.unit_mm)
+
+
+def images_of(patterns: Sequence[str]) -> list[tuple[str, Path]]:
+    """``KIND=PATTERN`` or ``PATTERN`` (kind: ``images``), as kinds and files in order.
+
+    Raises
+    ------
+    InputError
+        If a pattern fits no file.
+    """
+    out = []
+    for text in patterns:
+        kind, sign, pattern = text.rpartition("=")
+        files = sorted(glob.glob(os.path.expanduser(pattern)))
+        if not files:
+            raise InputError(f"no file fits '{pattern}'; give images, or KIND=PATTERN in quotes")
+        out += [(kind if sign else "images", Path(file)) for file in files]
+    return out
+
+
+def collect(
+    images: Sequence[tuple[str, Path]],
+    *,
+    cases: int,
+    folder: str | os.PathLike,
+    seed: int = 0,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> list[Case]:
+    """Measure so many cases of every kind, images in turn; what the folder holds already is read, not measured anew."""
+    from verimorph.io import read_image
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for kind in dict.fromkeys(kind for kind, _ in images):
+        files = [file for own, file in images if own == kind]
+        jobs += [(kind, files[k % len(files)], seed + k) for k in range(cases)]
+    out = []
+    for number, (kind, file, own_seed) in enumerate(jobs):
+        name = f"{kind}-{file.name.split('.')[0]}-{own_seed}"
+        if tell is not None:
+            tell(name, number, len(jobs))
+        path = folder / f"{name}.npz"
+        if path.is_file():
+            out.append(read_case(path))
+            continue
+        case = measure_case(read_image(file), kind=kind, name=name, seed=own_seed)
+        write_case(case, path)
+        out.append(case)
+    return out
+
+
+def write_case(case: Case, path: Path) -> None:
+    """Keep a case, whole or not at all."""
+    from verimorph.io.safe import replacing
+
+    p = case.points
+    with replacing(path) as beside, open(beside, "wb") as stream:
+        np.savez_compressed(
+            stream,
+            names=np.array(p.names),
+            evidence=p.evidence.astype(np.float32),
+            error=p.error.astype(np.float32),
+            foreground=p.foreground,
+            kind=np.array(p.kind),
+            spread=case.spread.astype(np.float32),
+            unit_mm=np.array(case.unit_mm),
+        )
+
+
+def read_case(path: Path) -> Case:
+    """Read what :func:`write_case` kept."""
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            points = Points(
+                tuple(str(name) for name in held["names"]),
+                held["evidence"].astype(np.float64),
+                held["error"].astype(np.float64),
+                held["foreground"],
+                str(held["kind"]),
+            )
+            return Case(path.stem, points, held["spread"], float(held["unit_mm"]))
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: is no case of a calibration suite ({error}); remove it, it is measured anew"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Check:
+    """A calibration judged on cases it has not seen.
+
+    Attributes
+    ----------
+    kind, cases
+        Of images; how many.
+    coverage
+        By level: share of foreground voxels whose error is within the bound, mean over cases.
+    background
+        The same for the rest of the image, at 0.9.
+    sharpness
+        Median bound at 0.9 over median error, foreground.
+    spearman, ause, ause_spread
+        Rank correlation with the error; area between sparsification curve and that of the oracle, of the bound and of
+        the spread of the looks alone.
+    """
+
+    kind: str
+    cases: int
+    coverage: dict[str, float]
+    background: float
+    sharpness: float
+    spearman: float
+    ause: float
+    ause_spread: float
+
+
+def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Calibration]) -> list[Check]:
+    """Judge a calibration on cases, or for each case the one that a function gives (cross-validation)."""
+    rows: dict[str, list[tuple[list[float], float, float, float, float, float]]] = {}
+    for case in cases:
+        held = calibration if isinstance(calibration, Calibration) else calibration(case)
+        p = case.points
+        inside = p.foreground
+        evidence = p.evidence[:, [p.names.index(name) for name in held.scale.names]]
+        scale = held.scale(evidence, inside)
+        error = p.error
+        within = [float((error[inside] <= scale[inside] * held.factor(q, True)).mean()) for q in LEVELS]
+        bound = scale * np.where(inside, held.factor(0.9, True), held.factor(0.9, False))
+        outside = float((error <= bound)[~inside].mean()) if (~inside).any() else np.nan
+        rows.setdefault(p.kind, []).append(
+            (
+                within,
+                outside,
+                float(np.median(bound[inside]) / max(np.median(error[inside]), 1e-9)),
+                spearman(error[inside], bound[inside]),
+                ause(error[inside], bound[inside]),
+                ause(error[inside], case.spread[inside]),
+            )
+        )
+    out = []
+    for kind, found in rows.items():
+        coverage = np.mean([row[0] for row in found], axis=0)
+        rest = [float(np.nanmean([row[k] for row in found])) for k in range(1, 6)]
+        out.append(Check(kind, len(found), {f"{q:g}": float(c) for q, c in zip(LEVELS, coverage, strict=True)}, *rest))
+    return out
+
+
+def cross_validated(cases: Sequence[Case], *, by: str = "image", scale: Scale | None = None) -> list[Check]:
+    """Every case judged by a calibration that did not see its image (``by="image"``) or its kind (``"kind"``)."""
+
+    def group(case: Case) -> str:
+        return case.points.kind if by == "kind" else case.name.rsplit("-", 1)[0]
+
+    made: dict[str, Calibration] = {}
+
+    def without(case: Case) -> Calibration:
+        key = group(case)
+        if key not in made:
+            others = [other.points for other in cases if group(other) != key]
+            if len(others) < 2:
+                raise VerimorphError(f"nothing is left to calibrate on without {key}; give more cases")
+            made[key] = calibrate(others, name="held out", calibrated_for="", scale=scale)
+        return made[key]
+
+    return check(cases, without)

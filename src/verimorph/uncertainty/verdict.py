@@ -1,0 +1,202 @@
+"""Pass, review or fail: whether a registration is broken, from what the evidence says over the anatomy as a whole.
+
+A logistic regression on a few facts of the pair, learned on sound registrations and on ones broken on purpose (wrong
+start, wrong organ, left and right exchanged, cut field of view, too stiff, too soft, a similarity that does not fit):
+
+    probability = 1 / (1 + exp(-(b + sum_k w_k z_k))),   z_k = (fact_k - m_k) / s_k, cut at +-4
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from verimorph import field as fields
+from verimorph import pipeline
+from verimorph.solve.linear import LinearObjective, solve_linear
+from verimorph.solve.measure import make_measure
+from verimorph.solve.pyramid import make_level
+from verimorph.solve.schedule import LINEAR_RADIUS, start_spacing
+from verimorph.uncertainty.evidence import Evidence, as_field
+
+if TYPE_CHECKING:
+    from verimorph.registration import Registration
+    from verimorph.uncertainty.bound import Calibration
+
+WORDS = {
+    "forward": "a second registration ends {away} away",
+    "forward p90": "a second registration ends far away in places",
+    "backward": "the way back does not lead to where it began",
+    "backward p90": "the way back does not lead to where it began in places",
+    "mismatch": "the images still differ after alignment",
+    "mismatch coarse": "whole regions still differ after alignment",
+    "overlap": "the outlines of the anatomies do not coincide",
+    "outside": "part of the anatomy is sent outside the moving image",
+    "roughness": "the field is rougher than sound ones are",
+    "scale": "the linear part changes the volume much",
+    "mirror": "left and right fit better when exchanged",
+    "linear": "the linear part can still be improved",
+}
+"""What each fact means when it speaks against a registration."""
+
+_SECOND_OPINION = 20
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``pass``, ``review`` or ``fail``, the probability of being broken, and why in one line."""
+
+    verdict: str
+    probability: float
+    reasons: str
+
+
+def pair_facts(registration: Registration, evidence: Evidence, near: Bool[ndarray, "*space"]) -> dict[str, float]:
+    """Facts about a pair, free of units: quantiles of the evidence over the anatomy, and a few of the whole.
+
+    ``near`` is the anatomy of the fixed image on the evidence grid. Lengths are logarithms of mean voxels.
+    """
+    from verimorph.uncertainty.known import foreground
+
+    where = torch.from_numpy(near)
+    maps = evidence.maps
+
+    def quantile(name: str, q: float) -> float:
+        values = maps[name].cpu()[where]
+        return float(np.quantile(values.numpy(), q)) if len(values) else 0.0
+
+    grid = evidence.grid
+    transform = registration.transform
+    matrix, u = as_field(transform, registration.fixed.grid, grid)
+    moving = registration.moving
+    voxel = moving.grid.inverse_affine @ matrix @ grid.affine
+    there = torch.from_numpy(foreground(moving).astype(np.float32))[None, None]
+    moved = (fields.warp(there, u, matrix=voxel)[0, 0] > 0.5).numpy()
+    inside = fields.warp(torch.ones_like(there), u, matrix=voxel)[0, 0].numpy() > 0.5
+    both = float((moved & near).sum())
+    stretch = maps["stretch"].cpu()[where]
+    mirror, linear = _second_opinions(registration, matrix)
+    return {
+        "forward": math.log(quantile("forward 1", 0.5) + 0.02),
+        "forward p90": math.log(quantile("forward 1", 0.9) + 0.02),
+        "backward": math.log(quantile("backward 1", 0.5) + 0.02),
+        "backward p90": math.log(quantile("backward 1", 0.9) + 0.02),
+        "mismatch": quantile("mismatch 1.5", 0.5),
+        "mismatch coarse": quantile("mismatch 4", 0.75),
+        "overlap": 1 - 2 * both / max(float(moved.sum() + near.sum()), 1.0),
+        "outside": float((~inside & near).sum() / max(near.sum(), 1)),
+        "roughness": math.log(float(stretch.square().mean().sqrt()) + 0.02),
+        "scale": abs(math.log(max(abs(float(np.linalg.det(matrix[:-1, :-1]))), 1e-3))),
+        "mirror": mirror,
+        "linear": linear,
+    }
+
+
+def _second_opinions(registration: Registration, matrix: Float[ndarray, "h h"]) -> tuple[float, float]:
+    """How much better an affine fit is when left and right are exchanged, and by how much it can still be improved.
+
+    Both on a copy of some ten thousand voxels, in units of the similarity. Exchanged means mirrored in the world plane
+    through the middle of the moving anatomy.
+    """
+    from verimorph.uncertainty.known import foreground
+
+    settings = registration.settings
+    recipe = pipeline.make_recipe(similarity=str(settings.get("similarity") or "auto"))
+    first, second = pipeline.prepare_pair(
+        fixed=registration.fixed, moving=registration.moving, fixed_mask=None, moving_mask=None, recipe=recipe
+    )
+    spacing = 0.75 * start_spacing(first.grid, second.grid)
+    level = make_level(fixed=first, moving=second, shrink=1, spacing_mm=spacing)
+    measure = make_measure(recipe.similarity, radius=LINEAR_RADIUS)
+    points = registration.moving.grid.index_to_world(np.argwhere(foreground(registration.moving)))
+    middle = points.mean(0)
+    d = registration.fixed.grid.ndim
+    mirror = np.eye(d + 1)
+    mirror[0, 0], mirror[0, d] = -1.0, 2 * middle[0]
+    values = []
+    with pipeline.one_blas_thread():
+        for start in (matrix, mirror @ matrix):
+            _, value = solve_linear(
+                level=level, measure=measure, start=start, kind="affine", iterations=_SECOND_OPINION
+            )
+            values.append(float(value))
+        here = LinearObjective(level, measure).value_and_slope(matrix)[0]
+    return values[0] - values[1], float(here) - values[0]
+
+
+def judge(facts: Mapping[str, float], calibration: Calibration) -> Verdict:
+    """The verdict by the weights of a calibration; ``review`` where it has none."""
+    learned = calibration.verdict
+    if learned is None:
+        return Verdict("review", 0.5, f"calibration '{calibration.name}' holds no verdict")
+    pushes = {
+        name: w * float(np.clip((facts[name] - m) / s, -4, 4))
+        for name, w, m, s in zip(
+            learned["names"], learned["weights"], learned["mean"], learned["deviation"], strict=True
+        )
+    }
+    probability = 1 / (1 + math.exp(-(learned["intercept"] + sum(pushes.values()))))
+    review, fail = float(learned["review"]), float(learned["fail"])
+    verdict = "fail" if probability >= fail else "review" if probability >= review else "pass"
+    against = sorted((name for name in pushes if pushes[name] > 0.3), key=lambda name: -pushes[name])[:2]
+    if verdict == "pass":
+        reasons = "independent registrations agree and the anatomies coincide"
+    elif against:
+        away = f"{math.exp(facts['forward']) - 0.02:.1f} voxels"
+        reasons = "; ".join(WORDS[name].format(away=away) for name in against)
+    else:
+        reasons = "no single fact stands out"
+    return Verdict(verdict, float(probability), reasons)
+
+
+def learn_verdict(
+    facts: Sequence[Mapping[str, float]],
+    broken: Sequence[bool],
+    *,
+    ridge: float = 1.0,
+    names: Sequence[str] | None = None,
+) -> dict[str, object]:
+    """Weights by penalised maximum likelihood; both classes weigh the same.
+
+    The threshold for ``review`` is where 95 % of the broken ones are found, at most the 95th percentile of the sound
+    ones; that for ``fail`` is the 99th percentile of the sound ones, at least the one for review.
+    """
+    chosen = list(names or facts[0])
+    x = np.array([[row[name] for name in chosen] for row in facts])
+    y = np.array(broken, dtype=float)
+    mean, deviation = x.mean(0), np.maximum(x.std(0), 1e-6)
+    z = np.clip((x - mean) / deviation, -4, 4)
+    design = np.c_[np.ones(len(z)), z]
+    share = np.where(y > 0, 0.5 / max(y.sum(), 1), 0.5 / max((1 - y).sum(), 1)) * len(y)
+    weights = np.zeros(design.shape[1])
+    penalty = ridge * np.eye(design.shape[1])
+    penalty[0, 0] = 1e-6
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-design @ weights))
+        gradient = design.T @ (share * (p - y)) + penalty @ weights
+        hessian = design.T @ ((share * p * (1 - p))[:, None] * design) + penalty
+        step = np.linalg.solve(hessian, gradient)
+        weights -= step
+        if np.abs(step).max() < 1e-10:
+            break
+    p = 1 / (1 + np.exp(-design @ weights))
+    sound, bad = p[y == 0], p[y == 1]
+    review = float(min(np.quantile(bad, 0.05), np.quantile(sound, 0.95)))
+    return {
+        "names": chosen,
+        "mean": mean.tolist(),
+        "deviation": deviation.tolist(),
+        "weights": weights[1:].tolist(),
+        "intercept": float(weights[0]),
+        "review": review,
+        "fail": float(max(np.quantile(sound, 0.99), review)),
+        "sound": int((y == 0).sum()),
+        "broken": int(y.sum()),
+    }

@@ -1,0 +1,206 @@
+"""Evidence finds what is wrong where it is wrong; a bound, labels and a verdict come of it, in files and in metrics."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from verimorph.errors import InputError, OptionError
+from verimorph.image import Image
+from verimorph.registration import Registration, register
+from verimorph.transform import Composite, DisplacementField, parts_of
+from verimorph.uncertainty.assess import CalibratedSampler, Uncertainty, assess
+from verimorph.uncertainty.bound import (
+    LEVELS,
+    Calibration,
+    Points,
+    calibrate,
+    fit_scale,
+    read_calibration,
+    write_calibration,
+)
+from verimorph.uncertainty.evidence import Evidence, gather
+from verimorph.uncertainty.known import KnownPair
+from verimorph.uncertainty.verdict import judge, learn_verdict
+
+MAPS = ("forward 1", "backward 1", "mismatch 1.5")
+
+
+@pytest.fixture(scope="module")
+def result(pair: KnownPair) -> Registration:
+    labels = pair.moving.with_array(
+        np.where(pair.moving.array > 120, 2, np.where(pair.moving.array > 40, 1, 0)).astype(np.uint8)
+    )
+    return register(
+        fixed=pair.fixed, moving=pair.moving, moving_labels=labels, levels=(4, 2, 1), iterations=(40, 30, 10)
+    )
+
+
+@pytest.fixture(scope="module")
+def evidence(result: Registration) -> Evidence:
+    return gather(fixed=result.fixed, moving=result.moving, transform=result.transform)
+
+
+def synthetic(random: np.random.Generator, kind: str, n: int = 400, k: int = 3) -> Points:
+    """Errors that follow the first column, with normal components: a scale can be learned exactly."""
+    x = np.exp(random.standard_normal((n, k)))
+    error = x[:, 0] * np.linalg.norm(random.standard_normal((n, 3)), axis=1)
+    return Points(MAPS, x, error, random.random(n) < 0.7, kind)
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Calibration:
+    random = np.random.default_rng(0)
+    facts = [{"forward": random.normal(-2), "overlap": random.normal(0.1, 0.02)} for _ in range(40)]
+    facts += [{"forward": random.normal(2), "overlap": random.normal(0.5, 0.1)} for _ in range(40)]
+    held = calibrate([synthetic(random, "toy") for _ in range(30)], name="toy", calibrated_for="toys")
+    return replace(held, verdict=learn_verdict(facts, [False] * 40 + [True] * 40))
+
+
+@pytest.fixture(scope="module")
+def sure(result: Registration, calibration: Calibration) -> Uncertainty:
+    return assess(result, calibration=calibration)
+
+
+def test_a_place_that_was_spoilt_stands_out(result: Registration, evidence: Evidence) -> None:
+    grid = result.fixed.grid
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij"))
+    away = np.sqrt(((index - np.array([20, 22, 18]).reshape(3, 1, 1, 1)) ** 2).sum(0))
+    push = torch.zeros(1, 3, *grid.shape)
+    push[0, 0] = torch.from_numpy(3 * np.exp(-((away / 4) ** 2))).float()
+    spoilt = Composite([DisplacementField(grid, push), *parts_of(result.transform)])
+    seen = gather(fixed=result.fixed, moving=result.moving, transform=spoilt)
+    for name in ("forward 1", "backward 1"):
+        before, after = evidence.maps[name], seen.maps[name]
+        assert float(after[20, 22, 18]) > float(before[20, 22, 18]) + 2  # of 3 voxels
+        assert abs(float(after[8, 22, 18]) - float(before[8, 22, 18])) < 0.7
+
+
+def test_same_seed_same_evidence(result: Registration, evidence: Evidence) -> None:
+    again = gather(fixed=result.fixed, moving=result.moving, transform=result.transform)
+    assert all(torch.equal(again.maps[name], evidence.maps[name]) for name in evidence.maps)
+
+
+def test_any_transform_is_taken(result: Registration, evidence: Evidence) -> None:
+    """Not only a field on the fixed grid before a matrix: the same map written another way gives the same evidence."""
+    parts = parts_of(result.transform)
+    still = DisplacementField(result.moving.grid, torch.zeros(1, 3, *result.moving.grid.shape))
+    seen = gather(fixed=result.fixed, moving=result.moving, transform=Composite([*parts, still]))
+    inside = evidence.maps["contrast 4"] > 0.05
+    for name in ("forward 1", "mismatch 1.5"):
+        assert float((seen.maps[name] - evidence.maps[name]).abs()[inside].median()) < 0.1
+
+
+def test_scale_and_bound_hold_on_new_cases(calibration: Calibration) -> None:
+    random = np.random.default_rng(9)
+    new = [synthetic(random, "toy") for _ in range(60)]
+    assert (
+        np.corrcoef(np.log(calibration.scale(new[0].evidence, new[0].foreground)), np.log(new[0].evidence[:, 0]))[0, 1]
+        > 0.95
+    )
+    for level in (0.5, 0.8, 0.9, 0.85):
+        covered = np.mean([(p.error <= calibration.bound(p.evidence, p.foreground, level)).mean() for p in new])
+        assert level - 0.02 < covered < level + 0.05
+
+
+def test_every_kind_weighs_the_same() -> None:
+    random = np.random.default_rng(1)
+    many = [synthetic(random, "many") for _ in range(30)]
+    few = [replace(p, error=10 * p.error, kind="few") for p in (synthetic(random, "few") for _ in range(3))]
+    scale = fit_scale([*many, *few])
+    alone = fit_scale(many)
+    p = many[0]
+    ratio = np.median(np.log(scale(p.evidence, p.foreground) / alone(p.evidence, p.foreground)))
+    assert ratio == pytest.approx(np.log(10) / 2, abs=0.15)
+
+
+def test_what_comes_of_it(sure: Uncertainty, result: Registration) -> None:
+    grid = result.fixed.grid
+    assert sure.error_mm.grid == grid
+    assert sure.displacement_std.grid == grid
+    assert float(sure.error_mm.array.min()) > 0
+    assert sure.verdict in ("pass", "review", "fail")
+    assert 0 <= sure.probability <= 1
+    assert sure.label_uncertainty is not None
+    assert (
+        0 <= float(sure.label_uncertainty.array.min()) <= float(sure.label_uncertainty.array.max()) <= np.log(3) + 1e-5
+    )
+    assert set(sure.volumes) == {1, 2}
+    for row in sure.volumes.values():
+        assert row["low_ml"] < row["volume_ml"] < row["high_ml"]
+
+
+def test_labels_are_uncertain_at_their_borders_only(sure: Uncertainty, result: Registration) -> None:
+    from scipy import ndimage
+
+    assert sure.label_uncertainty is not None
+    assert result.moved_labels is not None
+    labels = result.moved_labels.array
+    border = ndimage.maximum_filter(labels, 3) != ndimage.minimum_filter(labels, 3)
+    far = ndimage.distance_transform_edt(~border) * 2.0 > 3 * float(np.percentile(sure.error_mm.array, 95))
+    entropy = sure.label_uncertainty.array
+    assert entropy[border].mean() > 5 * max(entropy[far].mean() if far.any() else 0.0, 0.01)
+
+
+def test_draws_keep_within_the_bound(result: Registration, evidence: Evidence) -> None:
+    bound = torch.full(evidence.grid.shape, 1.5)
+    sampler = CalibratedSampler(result.transform, evidence, bound, 0.9)
+    points = evidence.grid.index_to_world(np.argwhere(np.ones(evidence.grid.shape, bool))[::37])
+    here = result.transform.map_points(points)
+    lengths = [
+        np.linalg.norm(draw.transform.map_points(points) - here, axis=1)
+        for draw in sampler.draws(30, torch.Generator().manual_seed(0))
+    ]
+    # The fixed grid's error of 1.5 voxels is stretched by the transform, by little.
+    assert (np.concatenate(lengths) <= 1.5 * evidence.unit_mm).mean() == pytest.approx(0.9, abs=0.04)
+
+
+def test_files_and_metrics(result: Registration, calibration: Calibration, tmp_path: Path) -> None:
+    file = write_calibration(calibration, tmp_path / "toy.json")
+    result.assess(calibration=file, level=0.8)
+    result.save(tmp_path / "out", report=False)
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"error_mm.nii.gz", "displacement_std.nii.gz", "label_uncertainty.nii.gz"} <= names
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["calibrated"] is True
+    assert metrics["uncertainty"]["level"] == 0.8
+    assert metrics["uncertainty"]["calibration"] == "toy"
+    assert metrics["verdict"]["verdict"] in ("pass", "review", "fail")
+    assert metrics["verdict"]["reasons"]
+
+
+def test_calibrations_are_read_as_written_or_refused(calibration: Calibration, tmp_path: Path) -> None:
+    file = write_calibration(calibration, tmp_path / "toy.json")
+    again = read_calibration(file)
+    p = synthetic(np.random.default_rng(2), "toy")
+    for level in LEVELS:
+        assert np.allclose(
+            again.bound(p.evidence, p.foreground, level), calibration.bound(p.evidence, p.foreground, level)
+        )
+    with pytest.raises(OptionError, match="reaches from"):
+        again.factor(0.999, True)
+    with pytest.raises(InputError, match="no calibration 'genral'"):
+        read_calibration("genral")
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    with pytest.raises(InputError, match="is no calibration"):
+        read_calibration(tmp_path / "other.json")
+
+
+def test_verdicts_follow_their_facts(calibration: Calibration) -> None:
+    good = judge({"forward": -2.0, "overlap": 0.1}, calibration)
+    bad = judge({"forward": 2.0, "overlap": 0.5}, calibration)
+    assert (good.verdict, bad.verdict) == ("pass", "fail")
+    assert good.probability < 0.1 < 0.9 < bad.probability
+    assert "outlines" in bad.reasons or "second registration" in bad.reasons
+    assert judge({"forward": 0.0}, replace(calibration, verdict=None)).verdict == "review"
+
+
+def test_a_registration_without_it_says_so(result: Registration, head: Image) -> None:
+    other = replace(result, uncertainty=None)
+    assert other.metrics["calibrated"] is False
+    assert "verdict" not in other.metrics
