@@ -44,8 +44,9 @@ def coverage_interval(covered: int, n: int, *, confidence: float = 0.95) -> tupl
 
     Neighbouring voxels are not independent; there it would be far too narrow. ``covered`` of ``n`` held.
 
-    >>> [round(end, 3) for end in coverage_interval(9, 10)]
-    [0.555, 0.997]
+    >>> low, high = coverage_interval(9, 10)
+    >>> round(low, 3), round(high, 3)
+    (0.555, 0.997)
     """
     if n == 0:
         return _MISSING, _MISSING
