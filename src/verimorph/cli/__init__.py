@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "register": ("Align images", "Align a moving image to a fixed one; write the moved image, transforms, report."),
     "apply": ("Align images", "Carry an image, labels or points through transforms."),
     "convert": ("Transforms", "Convert transforms between formats, or compose several into one."),
-    "explain": ("Transforms", "Say in words what a transform file does and how to use it."),
+    "explain": ("Transforms", "Say in words what a transform file does, or how sure a result is."),
     "train": ("Learned models", "Train a method, or run a recipe; goes on where a stopped run was."),
     "methods": ("Learned models", "Published methods: citation, size, needs, published figures and ours."),
     "predict": ("Learned models", "Align by a trained model, with refinement and submissions; or label images."),

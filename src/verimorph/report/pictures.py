@@ -96,7 +96,7 @@ class Painter:
             points = self.survey.points[self.survey.foreground.ravel()]
             error = np.linalg.norm(r.transform.map_points(points) - r.truth.map_points(points), axis=1)
             self.scales.error_mm = max(0.5, float(np.ceil(2 * np.percentile(error, 99)) / 2))
-        found = getattr(r, "uncertainty", None)
+        found = r.uncertainty
         self.bound = None if found is None else (found.error_mm.tensor(), found.error_mm.grid)
         if found is not None:
             points = self.survey.points[self.survey.foreground.ravel()]

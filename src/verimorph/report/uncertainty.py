@@ -52,11 +52,11 @@ def gather(registration: Any, survey: Survey) -> Sureness | None:
     Parameters
     ----------
     registration
-        A finished ``Registration``; its ``uncertainty`` may be missing or ``None``.
+        A finished ``Registration``; its ``uncertainty`` may be ``None``.
     survey
         Its coarse lattice.
     """
-    found = getattr(registration, "uncertainty", None)
+    found = registration.uncertainty
     if found is None:
         return None
     measured = (registration.metrics or {}).get("uncertainty") or {}
