@@ -61,7 +61,7 @@ class Unsure:
     calibrated_for: str = "T1 images of whole heads, 1 mm"
     verdict: str = "review"
     reasons: str = "low similarity after alignment"
-    probability: float = 0.31
+    probability: float | None = 0.31
 
 
 def finish(fixed: Image, moving: Image, transform: Any, **more: Any) -> Finished:

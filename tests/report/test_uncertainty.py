@@ -112,6 +112,12 @@ def test_without_labels_there_is_no_table_of_volumes(known, unsure):
     assert "Volumes of the moved labels" not in render(unsure(bare))
 
 
+def test_verdict_without_a_probability_claims_none(known, unsure):
+    text = plain(render(unsure(known(2), probability=None)))
+    assert "Look at it before you use it. How far off" in text
+    assert "Estimated chance" not in text
+
+
 def test_reasons_cannot_inject_markup(known, unsure):
     evil = "<script>alert(1)</script>"
     assert evil not in render(unsure(known(2), reasons=evil, calibration=evil, calibrated_for=evil))

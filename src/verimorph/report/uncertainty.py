@@ -80,7 +80,7 @@ def gather(registration: Any, survey: Survey) -> Sureness | None:
         found.verdict,
         words.ADVICE.get(found.verdict, ""),
         found.reasons,
-        words.percent(found.probability),
+        "" if found.probability is None else words.percent(found.probability),
         level,
         words.meaning(found.level),
         words.LIMITS,
