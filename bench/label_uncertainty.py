@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-METHODS = ("voxelmorph", "transmorph", "proposed")
+METHODS = ("voxelmorph", "transmorph", "proposed", "aleatoric")
 STRUCTURES = {1: "RV", 2: "MYO", 3: "LV"}
 PUBLISHED_DICE = {
     "unregistered": (0.595, 0.608, 0.445, 0.549),
@@ -114,7 +114,7 @@ def score(args: argparse.Namespace) -> None:
             file.write_text(json.dumps(result))
             mean = np.nanmean(list(result["dice"].values()))
             print(f"{file.name}: Dice {mean:.3f}, {result['seconds']:.0f} s", flush=True)
-            if method == "proposed" and not variant:
+            if method in ("proposed", "aleatoric") and not variant:
                 arrays = {name.replace(" ", "_"): tensor[0].numpy() for name, tensor in maps.named()}
                 np.savez_compressed(
                     file.with_suffix(".npz"),
@@ -199,7 +199,7 @@ def picture(args: argparse.Namespace) -> None:
     import numpy as np
     from matplotlib import pyplot as plt
 
-    files = sorted(args.output.glob("proposed-fold*.npz"))
+    files = sorted(args.output.glob("aleatoric-fold*.npz")) or sorted(args.output.glob("proposed-fold*.npz"))
     if not files:
         return
     kept = np.load(files[min(args.picture, len(files) - 1)])
