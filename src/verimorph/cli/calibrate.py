@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from verimorph.cli.options import application, examples, flag, option
-from verimorph.cli.runtime import set_threads
+from verimorph.cli.runtime import say, set_threads
 from verimorph.errors import OptionError
 
 if TYPE_CHECKING:
@@ -30,9 +30,13 @@ app = application()
 )
 def calibrate(
     images: Annotated[
-        list[str],
-        typer.Argument(metavar="[KIND=]PATTERN...", help="Images, patterns in quotes.", show_default=False),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[KIND=]PATTERN...",
+            help="Images, patterns in quotes; none: all cases that --keep holds.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[Path | None, option("-o", "--output", value="FILE", text="The calibration, JSON.")] = None,
     check: Annotated[
         str | None, option("--check", value="NAME|FILE", text="Learn nothing; judge this calibration on the images.")
@@ -72,7 +76,7 @@ def calibrate(
     from verimorph.uncertainty.bound import calibrate as learn
     from verimorph.uncertainty.bound import read_calibration, write_calibration
     from verimorph.uncertainty.suite import check as judge
-    from verimorph.uncertainty.suite import collect, cross_validated, images_of
+    from verimorph.uncertainty.suite import collect, cross_validated, images_of, read_case
 
     if (output is None) == (check is None):
         raise OptionError("give either -o FILE to learn a calibration, or --check NAME to judge one")
@@ -81,12 +85,19 @@ def calibrate(
     held = None if check is None else read_calibration(check)
     foundation = None if base is None else read_calibration(base)
     set_threads(threads)
-    files = images_of(images)
-    if output is not None and cases * len({kind for kind, _ in files}) < 2:
-        raise OptionError("one case is too few to learn from; give -n 2 or more, better 20")
     folder = keep or (output or Path("calibration-check")).with_suffix(".cases")
-    with _Bar() as tell:
-        found = collect(files, cases=cases, folder=folder, seed=seed, tell=tell)
+    if images:
+        files = images_of(images)
+        if output is not None and cases * len({kind for kind, _ in files}) < 2:
+            raise OptionError("one case is too few to learn from; give -n 2 or more, better 20")
+        with _Bar() as tell:
+            found = collect(files, cases=cases, folder=folder, seed=seed, tell=tell)
+    elif keep is None:
+        raise OptionError("no images are given; name some, or a folder of cases with --keep")
+    else:
+        found = [read_case(file) for file in sorted(keep.glob("*.npz"))]
+        if len(found) < 2:
+            raise OptionError(f"--keep {keep}: holds {len(found)} cases; 2 are the fewest to learn from")
     if held is not None:
         _print(judge(found, held), f"calibration '{held.name}' on images it may not have seen")
         return
@@ -105,6 +116,9 @@ def calibrate(
     if len({case.name.rsplit("-", 1)[0] for case in found}) > 1 and len(found) > 2:
         rows = cross_validated(found, by=by, scale=None if foundation is None else foundation.scale)
         _print(rows, f"every {by} judged without itself")
+    reached = learned.reach()
+    if reached < 0.9:
+        say("warning", f"{len(found)} cases reach a level of {reached:g} and no further; 9 reach 0.9, 19 reach 0.95")
     typer.echo(f"{len(found)} cases; calibration in {output}, cases in {folder}")
 
 

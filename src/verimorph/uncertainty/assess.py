@@ -24,7 +24,7 @@ from verimorph.errors import OptionError
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.transform import Composite, DisplacementField, Transform, parts_of
-from verimorph.uncertainty.bound import Calibration, read_calibration
+from verimorph.uncertainty.bound import ANY, Calibration, read_calibration, traits_of
 from verimorph.uncertainty.evidence import Evidence, gather
 from verimorph.uncertainty.known import foreground
 from verimorph.uncertainty.sampler import Draw
@@ -150,7 +150,9 @@ def assess(
     grid = registration.fixed.grid
     inside = foreground(registration.fixed)
     near = on_evidence(inside, evidence.grid)
-    bound = _bound_map(evidence, near, held, level)
+    kind = held.kind_of(traits(registration.fixed, evidence, near))
+    held.factor(level, True, kind)
+    bound = _bound_map(evidence, near, held, level, kind)
     error = _upsampled(bound * evidence.unit_mm, grid)
     spread = _upsampled(evidence.spread * evidence.unit_mm, grid)
     labels = None
@@ -167,8 +169,8 @@ def assess(
         Image.from_array(spread, grid, name="displacement_std"),
         labels,
         volumes,
-        held.name,
-        held.calibrated_for,
+        held.name if kind == ANY else f"{held.name}: {kind}",
+        _words_for(held, kind),
         found.verdict,
         found.reasons,
         found.probability,
@@ -178,16 +180,40 @@ def assess(
     )
 
 
+def _words_for(held: Calibration, kind: str) -> str:
+    """For which images the bound was checked; and whether this image is one of them."""
+    if len(held.cases) < 2:
+        return held.calibrated_for
+    if kind == ANY:
+        return f"{held.calibrated_for}; this image resembles none of these kinds, so the bound is that of all together"
+    return f"{held.calibrated_for}; of these, this image resembles {kind} ({held.cases[kind]} cases)"
+
+
 def on_evidence(inside: Bool[ndarray, "*space"], grid: Grid) -> Bool[ndarray, "*space"]:
     """A mask on the evidence grid: at least half of the voxel."""
     tensor = torch.from_numpy(inside.astype(np.float32))[None, None]
     return (fields.resize(tensor, grid.shape)[0, 0] > 0.5).numpy()
 
 
-def _bound_map(evidence: Evidence, near: ndarray, held: Calibration, level: float) -> Float[Tensor, "*space"]:
+def traits(fixed: Image, evidence: Evidence, near: Bool[ndarray, "*space"]) -> tuple[float, ...]:
+    """What a calibration tells kinds of images apart by."""
+    where = torch.from_numpy(near if near.any() else ~near)
+    medians = {name: float(evidence.maps[name].cpu()[where].median()) for name in ("noise", "texture", "contrast 4")}
+    return traits_of(
+        voxels=fixed.grid.size,
+        unit_mm=evidence.unit_mm,
+        spacing=fixed.grid.spacing.tolist(),
+        share=float(near.mean()),
+        medians=medians,
+    )
+
+
+def _bound_map(
+    evidence: Evidence, near: ndarray, held: Calibration, level: float, kind: str
+) -> Float[Tensor, "*space"]:
     names = held.scale.names
     columns = np.stack([evidence.maps[name].cpu().numpy().reshape(-1) for name in names], axis=1)
-    bound = held.bound(columns, near.reshape(-1), level)
+    bound = held.bound(columns, near.reshape(-1), level, kind)
     return torch.from_numpy(bound.astype(np.float32).reshape(evidence.grid.shape))
 
 

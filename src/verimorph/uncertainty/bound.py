@@ -2,10 +2,12 @@
 
 The scale is a regression of the logarithm of known errors on logarithms of the evidence,
 
-    log(e + e0) ~ w0 + sum_k w_k z_k + v_k z_k^2,      z_k = (log(x_k + x0_k) - m_k) / s_k
+    log(e + e0) ~ mean over m of f_m(z, inside),      z_k = (log(x_k + e0) - mean_k) / deviation_k, cut at +-3.5
 
-with ridge penalty, each case weighing the same. It has no knowledge of anatomy, and lengths are in voxels of the fixed
-image, so it carries from one kind of image to another; what it gets wrong is taken up by the conformal quantiles.
+with a few small networks f_m (two hidden layers of 24 units), each kind of image weighing the same. It has no knowledge
+of anatomy, and lengths are in voxels of the fixed image, so it carries from one kind of image to another. What it gets
+wrong is taken up by the conformal quantiles: of images that resemble a kind of the calibration set, that kind's; of
+others, those of all kinds together.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
@@ -30,6 +34,9 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 FOREGROUND, BACKGROUND = 1, 0
 FLOOR = 0.02
 """Added to lengths before the logarithm, voxels: below a fiftieth of a voxel differences mean nothing."""
+UNITS, BATCH, STEP_LENGTH, PIECE = 24, 1024, 5e-3, 200_000
+ANY = "any"
+"""Stands for images that resemble none of the kinds of a calibration."""
 CALIBRATIONS = Path(__file__).with_name("calibrations")
 
 
@@ -47,6 +54,8 @@ class Points:
         Whether the voxel is in the anatomy.
     kind
         Of images, such as ``brain``: calibration gives every kind the same weight.
+    traits
+        Of the image as a whole, by which kinds are told apart: :func:`traits_of`.
     """
 
     names: tuple[str, ...]
@@ -54,6 +63,11 @@ class Points:
     error: Float[ndarray, " n"]
     foreground: Bool[ndarray, " n"]
     kind: str
+    traits: tuple[float, ...] = ()
+
+
+Layer = tuple[list[list[float]], list[float]]
+"""Weights, one row an output, and offsets."""
 
 
 @dataclass(frozen=True)
@@ -63,51 +77,95 @@ class Scale:
     names: tuple[str, ...]
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
-    weights: tuple[float, ...]
-    """w0, then w, then v."""
+    networks: tuple[tuple[Layer, ...], ...]
 
     def __call__(self, evidence: Float[ndarray, "n k"], foreground: Bool[ndarray, " n"]) -> Float[ndarray, " n"]:
         """``exp`` of the regression."""
-        z = (_logarithms(evidence) - np.array(self.mean)) / np.array(self.deviation)
-        return np.exp(_design(np.clip(z, -3.5, 3.5), foreground) @ np.array(self.weights))
+        out = np.empty(len(evidence))
+        nets = [[(np.array(w, np.float32).T, np.array(b, np.float32)) for w, b in net] for net in self.networks]
+        for start in range(0, len(out), PIECE):
+            piece = slice(start, start + PIECE)
+            out[piece] = self._log(evidence[piece], foreground[piece], nets)
+        return np.exp(out)
+
+    def _log(self, evidence: ndarray, foreground: ndarray, nets: list[list[tuple[ndarray, ndarray]]]) -> ndarray:
+        z = _inputs(_logarithms(evidence), foreground, np.array(self.mean), np.array(self.deviation))
+        total = np.zeros(len(z))
+        for net in nets:
+            x = z
+            for weight, offset in net[:-1]:
+                x = np.tanh(x @ weight + offset)
+            total += (x @ net[-1][0] + net[-1][1])[:, 0]
+        return total / len(nets)
 
 
 def _logarithms(evidence: Float[ndarray, "n k"]) -> Float[ndarray, "n k"]:
     return np.log(np.asarray(evidence, dtype=np.float64) + FLOOR)
 
 
-def _design(z: Float[ndarray, "n k"], foreground: Bool[ndarray, " n"]) -> Float[ndarray, "n c"]:
-    return np.concatenate([np.ones((len(z), 1)), foreground[:, None].astype(float), z, z**2 - 1], axis=1)
+def _inputs(logs: ndarray, foreground: ndarray, mean: ndarray, deviation: ndarray) -> Float[ndarray, "n c"]:
+    z = np.clip((logs - mean) / deviation, -3.5, 3.5)
+    return np.concatenate([z, foreground[:, None]], axis=1).astype(np.float32)
 
 
-def fit_scale(points: Sequence[Points], *, names: Sequence[str] | None = None, ridge: float = 1e-2) -> Scale:
-    """Fit the regression; every kind of image weighs the same, and every case within a kind.
+def fit_scale(
+    points: Sequence[Points], *, names: Sequence[str] | None = None, networks: int = 4, steps: int = 500
+) -> Scale:
+    """Fit the regression by weighted least squares; every kind of image weighs the same, and every case within a kind.
 
     Parameters
     ----------
     names
         Which evidence to use; default all.
-    ridge
-        Penalty on the weights relative to the mean square of the columns.
+    networks
+        How many, from different random weights; their outputs are averaged.
+    steps
+        Of Adam with decoupled decay, on 1024 random points each; the step length falls to nothing.
     """
     if not points:
         raise OptionError("no cases to calibrate on; give at least one")
     chosen = tuple(names or points[0].names)
-    logs = [_logarithms(_columns(p, chosen)) for p in points]
-    shares = np.concatenate(
+    logs = np.concatenate([_logarithms(_columns(p, chosen)) for p in points])
+    inside = np.concatenate([p.foreground for p in points])
+    wanted = np.log(np.concatenate([p.error for p in points]) + FLOOR)
+    share = np.concatenate(
         [np.full(len(p.error), w / max(len(p.error), 1)) for p, w in zip(points, case_weights(points), strict=True)]
     )
-    shares /= shares.sum()
-    pooled = np.concatenate(logs)
-    mean = shares @ pooled
-    deviation = np.sqrt(np.maximum(shares @ (pooled - mean) ** 2, 1e-6))
-    x = _design(np.clip((pooled - mean) / deviation, -3.5, 3.5), np.concatenate([p.foreground for p in points]))
-    y = np.log(np.concatenate([p.error for p in points]) + FLOOR)
-    gram = x.T @ (shares[:, None] * x)
-    penalty = ridge * np.eye(x.shape[1])
-    penalty[0, 0] = 0
-    weights = np.linalg.solve(gram + penalty, x.T @ (shares * y))
-    return Scale(chosen, tuple(mean.tolist()), tuple(deviation.tolist()), tuple(weights.tolist()))
+    share /= share.sum()
+    mean = share @ logs
+    deviation = np.sqrt(np.maximum(share @ (logs - mean) ** 2, 1e-6))
+    z = torch.from_numpy(_inputs(logs, inside, mean, deviation))
+    y = torch.from_numpy(wanted.astype(np.float32))
+    weight = torch.from_numpy((share * len(share)).astype(np.float32))
+    sizes = [z.shape[1], UNITS, UNITS, 1]
+    random = torch.Generator().manual_seed(0)
+    # All networks at once: one batched product a layer. Weights start uniform within one over the root of the inputs.
+    layers = []
+    for inputs, outputs in pairwise(sizes):
+        reach = 1 / math.sqrt(inputs)
+        drawn = [torch.rand(networks, n, outputs, generator=random) for n in (inputs, 1)]
+        layers.append(tuple(((2 * reach) * one - reach).requires_grad_() for one in drawn))
+    with torch.enable_grad():
+        optimiser = torch.optim.AdamW([p for layer in layers for p in layer], STEP_LENGTH, weight_decay=0.03)
+        for k in range(steps):
+            optimiser.param_groups[0]["lr"] = STEP_LENGTH * (1 - k / steps)
+            at = torch.randint(0, len(y), (BATCH,), generator=random)
+            x = z[at].expand(networks, -1, -1)
+            for number, (w, b) in enumerate(layers):
+                x = torch.baddbmm(b, x if number == 0 else x.tanh(), w)
+            loss = (weight[at] * (x[..., 0] - y[at]).square()).mean(1).sum()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    found = tuple(
+        tuple((_digits(w[m].T.tolist()), _digits(b[m].tolist())[0]) for w, b in layers) for m in range(networks)
+    )
+    return Scale(chosen, tuple(mean.tolist()), tuple(deviation.tolist()), found)
+
+
+def _digits(rows: list[list[float]]) -> list[list[float]]:
+    """Five digits are enough, and make the file a third as long."""
+    return [[float(f"{value:.5g}") for value in row] for row in rows]
 
 
 def case_weights(points: Sequence[Points]) -> list[float]:
@@ -123,6 +181,33 @@ def _columns(points: Points, names: Sequence[str]) -> Float[ndarray, "n k"]:
     return points.evidence[:, [points.names.index(name) for name in names]]
 
 
+TRAITS = {
+    "log voxels": 0.7,
+    "log voxel size": 0.35,
+    "log anisotropy": 0.35,
+    "share of anatomy": 0.15,
+    "log noise": 0.6,
+    "log texture": 0.6,
+    "log contrast": 0.4,
+}
+"""What kinds of images are told apart by, and by how much of each images of one kind may differ."""
+
+
+def traits_of(
+    *, voxels: int, unit_mm: float, spacing: Sequence[float], share: float, medians: Mapping[str, float]
+) -> tuple[float, ...]:
+    """Traits of a fixed image, in the order of ``TRAITS``; ``medians`` of its evidence over the anatomy."""
+    return (
+        math.log(voxels),
+        math.log(unit_mm),
+        math.log(max(spacing) / min(spacing)),
+        share,
+        math.log(medians["noise"] + 1e-3),
+        math.log(medians["texture"] + 1e-3),
+        math.log(medians["contrast 4"] + 1e-2),
+    )
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What turns evidence into a bound: the scale, its quantiles, and what both were learned on.
@@ -136,9 +221,11 @@ class Calibration:
     scale
         Predicted size of the error.
     quantiles
-        By region (``foreground``, ``background``) and level.
+        By kind of image (``any``: all of them), region (``foreground``, ``background``) and level.
     cases
-        How many, by kind of image.
+        How many, by kind.
+    traits
+        Of every case, by kind: where a new image is told to belong.
     verdict
         Weights of the verdict, see :mod:`verimorph.uncertainty.verdict`; None where it was not learned.
     """
@@ -146,13 +233,29 @@ class Calibration:
     name: str
     calibrated_for: str
     scale: Scale
-    quantiles: Mapping[str, Mapping[str, float]]
+    quantiles: Mapping[str, Mapping[str, Mapping[str, float]]]
     cases: Mapping[str, int] = field(default_factory=dict)
+    traits: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     verdict: Mapping[str, Any] | None = None
 
-    def factor(self, level: float, foreground: bool) -> float:
+    def kind_of(self, traits: Sequence[float]) -> str:
+        """The kind whose nearest case differs least, or ``any`` if none is near (root mean square above 1.5)."""
+        tolerance = np.array(list(TRAITS.values()))
+        nearest_of = {
+            kind: min(float(np.sqrt(np.mean(((np.array(row) - np.array(traits)) / tolerance) ** 2))) for row in rows)
+            for kind, rows in self.traits.items()
+            if len(rows) and len(traits) == len(tolerance)
+        }
+        best = min(nearest_of, key=lambda kind: nearest_of[kind], default=ANY)
+        return best if nearest_of.get(best, math.inf) <= 1.5 else ANY
+
+    def reach(self, kind: str = ANY) -> float:
+        """Highest level that quantiles are held for."""
+        return max(float(q) for q in self._table(kind, True))
+
+    def factor(self, level: float, foreground: bool, kind: str = ANY) -> float:
         """Bound over scale at a level; between the levels held, linear in ``-log(1 - level)`` and the logarithm."""
-        table = self.quantiles["foreground" if foreground else "background"]
+        table = self._table(kind, foreground)
         known = np.array(sorted(float(q) for q in table))
         if not known[0] <= level <= known[-1]:
             raise OptionError(f"level is {level:g}; this calibration reaches from {known[0]:g} to {known[-1]:g}")
@@ -160,11 +263,14 @@ class Calibration:
         at = np.interp(-math.log1p(-level), -np.log1p(-known), np.log(values))
         return float(np.exp(at))
 
+    def _table(self, kind: str, foreground: bool) -> Mapping[str, float]:
+        return self.quantiles.get(kind, self.quantiles[ANY])["foreground" if foreground else "background"]
+
     def bound(
-        self, evidence: Float[ndarray, "n k"], foreground: Bool[ndarray, " n"], level: float
+        self, evidence: Float[ndarray, "n k"], foreground: Bool[ndarray, " n"], level: float, kind: str = ANY
     ) -> Float[ndarray, " n"]:
         """Bound of the error at a level, units."""
-        factors = np.where(foreground, self.factor(level, True), self.factor(level, False))
+        factors = np.where(foreground, self.factor(level, True, kind), self.factor(level, False, kind))
         return self.scale(evidence, foreground) * factors
 
 
@@ -174,7 +280,10 @@ def calibrate(
     """Learn the scale and its quantiles from cases with known error.
 
     The scores whose quantiles are taken come from scales that did not see the case (cross-fitting over ``folds``
-    disjoint sets of cases); a ``scale`` that is given was learned elsewhere and is used as it is.
+    disjoint sets of cases); a ``scale`` that is given was learned elsewhere and is used as it is. Quantiles over all
+    kinds carry the correction for the number of cases, which guarantees coverage for exchangeable ones. Those of one
+    kind do not where it has fewer than ``GUARANTEED`` cases: with so few, the correction would ask for the largest
+    score; their coverage is right in expectation up to a term of the order of one over the number of cases.
 
     Barber et al., Predictive inference with the jackknife+, Annals of Statistics 2021, on scores out of folds.
     """
@@ -188,20 +297,35 @@ def calibrate(
             for i in range(fold, len(points), folds):
                 held[i] = fitted
         scale = fit_scale(points)
-    scores, groups = [], []
+    scores = []
     for p, s in zip(points, held, strict=True):
         assert s is not None
         scores.append(p.error / s(_columns(p, s.names), p.foreground))
-        groups.append(p.foreground.astype(int))
-    found = mondrian_quantiles(scores, groups, LEVELS, weights=case_weights(points))
+    kinds = sorted({p.kind for p in points})
+    quantiles = {ANY: _regions(points, scores, corrected=True)}
+    for kind in kinds:
+        own = [i for i, p in enumerate(points) if p.kind == kind]
+        if len(kinds) > 1 and len(own) >= FEWEST:
+            found = _regions([points[i] for i in own], [scores[i] for i in own], corrected=len(own) >= GUARANTEED)
+            quantiles[kind] = found
+    counts = {kind: sum(p.kind == kind for p in points) for kind in kinds}
+    traits = {kind: [list(p.traits) for p in points if p.kind == kind and p.traits] for kind in kinds}
+    return Calibration(name, calibrated_for, scale, quantiles, counts, traits)
+
+
+FEWEST, GUARANTEED = 4, 30
+"""Cases of a kind for quantiles of its own; and for those to carry the correction that guarantees their coverage."""
+
+
+def _regions(points: Sequence[Points], scores: Sequence[ndarray], *, corrected: bool) -> dict[str, dict[str, float]]:
+    groups = [p.foreground.astype(int) for p in points]
+    found = mondrian_quantiles(scores, groups, LEVELS, weights=case_weights(points), corrected=corrected)
     anywhere = found[FOREGROUND]
     regions = {"foreground": anywhere, "background": found.get(BACKGROUND, anywhere)}
-    quantiles = {
+    return {
         region: {f"{level:g}": value for level, value in table.items() if math.isfinite(value)}
         for region, table in regions.items()
     }
-    kinds = [p.kind for p in points]
-    return Calibration(name, calibrated_for, scale, quantiles, {kind: kinds.count(kind) for kind in sorted(set(kinds))})
 
 
 def write_calibration(calibration: Calibration, path: str | os.PathLike) -> Path:
@@ -209,7 +333,7 @@ def write_calibration(calibration: Calibration, path: str | os.PathLike) -> Path
     from verimorph.io.safe import replacing
 
     with replacing(path) as beside:
-        beside.write_text(json.dumps(asdict(calibration), indent=1) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(asdict(calibration)) + "\n", encoding="utf-8")
     return Path(path)
 
 
@@ -233,7 +357,11 @@ def read_calibration(name: str | os.PathLike | Calibration = "general") -> Calib
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        scale = Scale(**{key: tuple(value) for key, value in content.pop("scale").items()})
-        return Calibration(scale=scale, **content)
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        held = {key: tuple(value) for key, value in content.pop("scale").items()}
+        held["networks"] = tuple(tuple((w, b) for w, b in net) for net in held["networks"])
+        scale = Scale(**held)
+        found = Calibration(scale=scale, **content)
+        found.reach()
+        return found
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: is no calibration ({error}); 'verimorph calibrate' writes one") from None

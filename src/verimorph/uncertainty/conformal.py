@@ -24,7 +24,11 @@ from verimorph.errors import OptionError
 
 
 def conformal_quantile(
-    scores: Sequence[Float[ndarray, " _"]], level: float, *, weights: Sequence[float] | None = None
+    scores: Sequence[Float[ndarray, " _"]],
+    level: float,
+    *,
+    weights: Sequence[float] | None = None,
+    corrected: bool = True,
 ) -> float:
     """Quantile of scores over cases of equal weight, with the correction for the number of cases.
 
@@ -36,6 +40,9 @@ def conformal_quantile(
         Coverage that is asked for, above 0 and below 1.
     weights
         Of the cases relative to each other (such as one over the number of cases of the same set); default equal.
+    corrected
+        Give the new case its weight at infinity. Without, coverage is right up to a term of order 1 / n, and no more is
+        guaranteed.
 
     Returns
     -------
@@ -56,7 +63,7 @@ def conformal_quantile(
         return math.inf
     total = sum(w for _, w in kept)
     # The new case has the mean weight of the others.
-    wanted = level * (total + total / len(kept))
+    wanted = level * (total + total / len(kept)) if corrected else level * total
     values = np.concatenate([s for s, _ in kept])
     shares = np.concatenate([np.full(len(s), w / len(s)) for s, w in kept])
     order = np.argsort(values, kind="stable")
@@ -71,6 +78,7 @@ def mondrian_quantiles(
     levels: Sequence[float],
     *,
     weights: Sequence[float] | None = None,
+    corrected: bool = True,
 ) -> dict[int, dict[float, float]]:
     """Quantiles of every group by itself: ``groups`` names the group of every score.
 
@@ -86,7 +94,7 @@ def mondrian_quantiles(
     return {
         name: {
             level: conformal_quantile(
-                [s[g == name] for s, g in zip(scores, groups, strict=True)], level, weights=weights
+                [s[g == name] for s, g in zip(scores, groups, strict=True)], level, weights=weights, corrected=corrected
             )
             for level in levels
         }

@@ -18,6 +18,7 @@ from numpy import ndarray
 
 from verimorph.errors import InputError, VerimorphError
 from verimorph.image import Image
+from verimorph.uncertainty.assess import traits
 from verimorph.uncertainty.bound import LEVELS, Calibration, Points, Scale, calibrate
 from verimorph.uncertainty.evidence import gather
 from verimorph.uncertainty.known import known_pair
@@ -61,7 +62,9 @@ def measure_case(image: Image, *, kind: str, name: str, seed: int) -> Case:
     error = np.linalg.norm(found.transform.map_points(here) - pair.truth.map_points(here), axis=1) / evidence.unit_mm
     columns = np.stack([one.cpu().numpy().reshape(-1)[chosen] for one in evidence.maps.values()], axis=1)
     spread = evidence.spread.cpu().numpy().reshape(-1)[chosen]
-    held = Points(tuple(evidence.maps), columns, error, inside[chosen], kind)
+    near = inside.reshape(grid.shape)
+    own = traits(pair.fixed, evidence, near)
+    held = Points(tuple(evidence.maps), columns, error, inside[chosen], kind, own)
     return Case(name, held, spread, evidence.unit_mm)
 
 
@@ -128,6 +131,7 @@ def write_case(case: Case, path: Path) -> None:
             error=p.error.astype(np.float32),
             foreground=p.foreground,
             kind=np.array(p.kind),
+            traits=np.array(p.traits),
             spread=case.spread.astype(np.float32),
             unit_mm=np.array(case.unit_mm),
         )
@@ -143,6 +147,7 @@ def read_case(path: Path) -> Case:
                 held["error"].astype(np.float64),
                 held["foreground"],
                 str(held["kind"]),
+                tuple(held["traits"].tolist()),
             )
             return Case(path.stem, points, held["spread"], float(held["unit_mm"]))
     except (OSError, KeyError, ValueError) as error:
@@ -190,8 +195,9 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
         evidence = p.evidence[:, [p.names.index(name) for name in held.scale.names]]
         scale = held.scale(evidence, inside)
         error = p.error
-        within = [float((error[inside] <= scale[inside] * held.factor(q, True)).mean()) for q in LEVELS]
-        bound = scale * np.where(inside, held.factor(0.9, True), held.factor(0.9, False))
+        kind = held.kind_of(p.traits)
+        within = [float((error[inside] <= scale[inside] * _factor(held, q, True, kind)).mean()) for q in LEVELS]
+        bound = scale * np.where(inside, _factor(held, 0.9, True, kind), _factor(held, 0.9, False, kind))
         outside = float((error <= bound)[~inside].mean()) if (~inside).any() else np.nan
         rows.setdefault(p.kind, []).append(
             (
@@ -211,21 +217,31 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
     return out
 
 
-def cross_validated(cases: Sequence[Case], *, by: str = "image", scale: Scale | None = None) -> list[Check]:
-    """Every case judged by a calibration that did not see its image (``by="image"``) or its kind (``"kind"``)."""
+def _factor(held: Calibration, level: float, foreground: bool, kind: str) -> float:
+    """Infinite where a calibration of few cases does not reach the level: such a bound promises nothing, and holds."""
+    return held.factor(level, foreground, kind) if level <= held.reach(kind) else np.inf
 
-    def group(case: Case) -> str:
-        return case.points.kind if by == "kind" else case.name.rsplit("-", 1)[0]
 
-    made: dict[str, Calibration] = {}
+def cross_validated(
+    cases: Sequence[Case], *, by: str = "image", scale: Scale | None = None, folds: int = 5
+) -> list[Check]:
+    """Every case judged by a calibration that saw neither its image (``by="image"``) nor, with ``"kind"``, its kind.
+
+    Images are dealt into ``folds`` groups, kind by kind, and each group is judged by what the others teach.
+    """
+    names = [case.points.kind if by == "kind" else case.name.rsplit("-", 1)[0] for case in cases]
+    order = {name: number for number, name in enumerate(dict.fromkeys(sorted(names)))}
+    count = len(order) if by == "kind" else min(folds, len(order))
+    fold_of = {case.name: order[name] % count for case, name in zip(cases, names, strict=True)}
+    made: dict[int, Calibration] = {}
 
     def without(case: Case) -> Calibration:
-        key = group(case)
-        if key not in made:
-            others = [other.points for other in cases if group(other) != key]
+        fold = fold_of[case.name]
+        if fold not in made:
+            others = [other.points for other in cases if fold_of[other.name] != fold]
             if len(others) < 2:
-                raise VerimorphError(f"nothing is left to calibrate on without {key}; give more cases")
-            made[key] = calibrate(others, name="held out", calibrated_for="", scale=scale)
-        return made[key]
+                raise VerimorphError("nothing is left to calibrate on when a case is held out; give more cases")
+            made[fold] = calibrate(others, name="held out", calibrated_for="", scale=scale, folds=3)
+        return made[fold]
 
     return check(cases, without)

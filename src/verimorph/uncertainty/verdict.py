@@ -40,12 +40,16 @@ WORDS = {
     "overlap": "the outlines of the anatomies do not coincide",
     "outside": "part of the anatomy is sent outside the moving image",
     "roughness": "the field is rougher than sound ones are",
+    "grain": "the field changes from voxel to voxel as sound ones do not",
     "scale": "the linear part changes the volume much",
     "mirror": "left and right fit better when exchanged",
     "linear": "the linear part can still be improved",
 }
 """What each fact means when it speaks against a registration."""
 
+SMALL_GAIN = 0.003
+"""Difference of the local correlation, mean over the image, above which it is taken by its logarithm: a brain differs
+from its mirror image by no more, a chest by ten times as much."""
 _SECOND_OPINION = 20
 
 
@@ -88,15 +92,30 @@ def pair_facts(registration: Registration, evidence: Evidence, near: Bool[ndarra
         "forward p90": math.log(quantile("forward 1", 0.9) + 0.02),
         "backward": math.log(quantile("backward 1", 0.5) + 0.02),
         "backward p90": math.log(quantile("backward 1", 0.9) + 0.02),
-        "mismatch": quantile("mismatch 1.5", 0.5),
-        "mismatch coarse": quantile("mismatch 4", 0.75),
+        "mismatch": math.log(quantile("mismatch 1.5", 0.5) + 0.01),
+        "mismatch coarse": math.log(quantile("mismatch 4", 0.75) + 0.01),
         "overlap": 1 - 2 * both / max(float(moved.sum() + near.sum()), 1.0),
         "outside": float((~inside & near).sum() / max(near.sum(), 1)),
         "roughness": math.log(float(stretch.square().mean().sqrt()) + 0.02),
+        "grain": math.log(_grain(registration.jacobian.array, foreground(registration.fixed)) + 0.005),
         "scale": abs(math.log(max(abs(float(np.linalg.det(matrix[:-1, :-1]))), 1e-3))),
-        "mirror": mirror,
-        "linear": linear,
+        "mirror": math.asinh(mirror / SMALL_GAIN),
+        "linear": math.asinh(linear / SMALL_GAIN),
     }
+
+
+def _grain(jacobian: Float[ndarray, "*space"], inside: Bool[ndarray, "*space"]) -> float:
+    """Root mean square, over the anatomy, of how the logarithm of the volume change differs between neighbours."""
+    logs = np.log(np.clip(jacobian, 1e-3, None))
+    total, count = 0.0, 0
+    for axis in range(logs.ndim):
+        both = np.take(inside, range(1, inside.shape[axis]), axis) & np.take(
+            inside, range(inside.shape[axis] - 1), axis
+        )
+        steps = np.diff(logs, axis=axis)[both]
+        total += float(np.square(steps, dtype=np.float64).sum())
+        count += steps.size
+    return math.sqrt(total / max(count, 1))
 
 
 def _second_opinions(registration: Registration, matrix: Float[ndarray, "h h"]) -> tuple[float, float]:

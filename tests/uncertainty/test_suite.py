@@ -1,0 +1,97 @@
+"""The calibration suite: cases are kept and read again, folds do not see their own, the command learns and judges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from verimorph.cli import run
+from verimorph.errors import InputError
+from verimorph.image import Image
+from verimorph.io import write_image
+from verimorph.uncertainty.bound import Points, calibrate, fit_scale, read_calibration, write_calibration
+from verimorph.uncertainty.suite import Case, check, cross_validated, images_of, read_case, write_case
+
+NAMES = ("forward 1", "backward 1", "noise")
+
+
+def case(number: int, kind: str = "toy", factor: float = 1.0) -> Case:
+    random = np.random.default_rng(number)
+    x = np.exp(random.standard_normal((500, 3)))
+    error = factor * x[:, 0] * np.linalg.norm(random.standard_normal((500, 3)), axis=1)
+    points = Points(NAMES, x, error, random.random(500) < 0.7, kind, (1.0,) * 7)
+    return Case(f"{kind}-image{number}-0", points, x[:, 1], 1.0)
+
+
+def test_a_case_is_read_as_it_was_kept(tmp_path: Path) -> None:
+    one = case(1)
+    write_case(one, tmp_path / "toy-image1-0.npz")
+    again = read_case(tmp_path / "toy-image1-0.npz")
+    assert again.name == one.name
+    assert again.points.names == NAMES
+    assert again.points.traits == one.points.traits
+    assert np.allclose(again.points.error, one.points.error, rtol=1e-6)
+    (tmp_path / "bad.npz").write_bytes(b"no")
+    with pytest.raises(InputError, match="measured anew"):
+        read_case(tmp_path / "bad.npz")
+
+
+def test_held_out_cases_are_covered() -> None:
+    cases = [case(k) for k in range(20)]
+    scale = fit_scale([c.points for c in cases], networks=1, steps=200)
+    (row,) = cross_validated(cases, scale=scale)
+    assert row.cases == 20
+    for level, covered in row.coverage.items():
+        assert float(level) - 0.03 < covered < float(level) + 0.07
+    assert row.spearman > 0.5
+    assert row.ause < row.ause_spread
+
+
+def test_a_bound_that_is_too_small_shows() -> None:
+    points = [case(k).points for k in range(20)]
+    held = calibrate(points, name="toy", calibrated_for="", scale=fit_scale(points, networks=1, steps=200))
+    (row,) = check([case(k, factor=4.0) for k in range(30, 34)], held)
+    assert row.coverage["0.9"] < 0.5
+
+
+def test_patterns_name_kinds(tmp_path: Path, head: Image) -> None:
+    for name in ("a", "b"):
+        write_image(head, tmp_path / f"{name}.nii.gz")
+    found = images_of([f"ball={tmp_path}/*.nii.gz"])
+    assert [(kind, file.name) for kind, file in found] == [("ball", "a.nii.gz"), ("ball", "b.nii.gz")]
+    with pytest.raises(InputError, match="no file fits"):
+        images_of([f"{tmp_path}/*.mha"])
+
+
+def test_the_command_learns_from_kept_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    for k in range(10):
+        one = case(k)
+        write_case(one, folder / f"{one.name}.npz")
+    points = [case(k).points for k in range(20, 30)]
+    base = calibrate(points, name="base", calibrated_for="", scale=fit_scale(points, networks=1, steps=100))
+    write_calibration(base, tmp_path / "base.json")
+    learn = ["calibrate", "--keep", str(folder), "-o", str(tmp_path / "mine.json"), "--for", "toys"]
+    assert run([*learn, "--base", str(tmp_path / "base.json")]) == 0
+    assert "every image judged without itself" in capsys.readouterr().out
+    held = read_calibration(tmp_path / "mine.json")
+    assert (held.name, held.calibrated_for, held.cases) == ("mine", "toys", {"toy": 10})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x.nii.gz"], "either -o FILE"),
+        (["-o", "a.json"], "no images are given"),
+        (["none/*.nii.gz", "-o", "a.json"], "no file fits"),
+        (["none/*.nii.gz", "--check", "genral"], "no calibration 'genral'"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["calibrate", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
