@@ -203,3 +203,32 @@ def test_plan_names_the_same_work(pair):
     plan = registration.plan(fixed=fixed, moving=moving, quality="fast")
     assert [step.level for step in plan.steps if step.stage == "deformable"] == [4, 2]
     assert plan.memory_bytes > 0
+
+
+@pytest.mark.parametrize("similarity", ["lncc", "mse", "mi"])
+def test_masks_that_hardly_meet_do_not_drive_the_images_apart(similarity: str) -> None:
+    """Both masks, and a header that is off by most of an organ: sharing nothing must not count as alike."""
+    from scipy import ndimage
+
+    random = np.random.default_rng(5)
+    shape = (40, 36, 44)
+    texture = ndimage.gaussian_filter(random.standard_normal(shape), 3.0).astype(np.float32)
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"))
+    organ = np.sqrt(((index - np.array([20, 18, 22]).reshape(3, 1, 1, 1)) ** 2).sum(0)) < 11
+    values = np.where(organ, 1 + texture / np.abs(texture).max(), 0.2).astype(np.float32)
+    shifted = np.diag([2.0, 2.0, 2.0, 1.0])
+    shifted[2, 3] = 34.0
+    grids = [Grid(shape, np.diag([2.0, 2.0, 2.0, 1.0])), Grid(shape, shifted)]
+    images = [Image.from_array(values, grid) for grid in grids]
+    masks = [Image.from_array(ndimage.binary_dilation(organ, iterations=1).astype(np.uint8), grid) for grid in grids]
+    found = verimorph.register(
+        fixed=images[0],
+        moving=images[1],
+        fixed_mask=masks[0],
+        moving_mask=masks[1],
+        transform="affine",
+        similarity=similarity,
+    )
+    points = grids[0].index_to_world(np.argwhere(organ)[::50])
+    truth = points + np.array([0.0, 0.0, 34.0])
+    assert np.linalg.norm(found.transform.map_points(points) - truth, axis=1).mean() < 0.5

@@ -129,6 +129,11 @@ class LinearObjective:
         tensor = level.fixed.tensor
         self._still = torch.zeros(1, grid.ndim, *grid.shape, device=tensor.device, dtype=tensor.dtype)
         self.voxels = grid.size
+        if self.prepared is None:
+            self._smaller_mask = _smaller_mask(level)
+            # What a voxel is worth where nothing corresponds.
+            nothing = torch.zeros(*self.channels.shape[:2], *grid.shape, device=tensor.device, dtype=tensor.dtype)
+            self._unlike = measure.prepare(level.fixed).value_and_gradient(nothing)[0]
 
     def value_and_slope(self, matrix: Float[ndarray, "h h"]) -> tuple[float, Float[ndarray, "h h"]]:
         """Return the value and its derivative with respect to the entries of the fixed-to-moving world matrix."""
@@ -139,8 +144,17 @@ class LinearObjective:
             for c in range(self.channels.shape[1])
         ]
         moved = pairs[0][0] if len(pairs) == 1 else torch.cat([value for value, _ in pairs], dim=1)
-        prepared = self.prepared or self.measure.prepare(masked_by_moving(self.level, self._still, index_map))
+        share = 1.0
+        prepared = self.prepared
+        if prepared is None:
+            both = masked_by_moving(self.level, self._still, index_map)
+            assert both.mask is not None
+            # A mean over what the masks share rewards sharing little: a sliver can always be made to match.
+            share = min(1.0, float(both.mask.sum()) / self._smaller_mask)
+            prepared = self.measure.prepare(both)
         value, force = prepared.value_and_gradient(moved)
+        if share < 1:
+            value, force = share * value + (1 - share) * self._unlike, force * share
         d = fixed.ndim
         moments = np.zeros((d, d + 1))
         for c, (_, gradient) in enumerate(pairs):
@@ -149,6 +163,15 @@ class LinearObjective:
         # The image gradient came with respect to a shift of the fixed index; the map's own derivative undoes that.
         slope[:d] = np.linalg.inv(index_map[:d, :d]).T @ moments
         return value, moving.inverse_affine.T @ slope @ fixed.affine.T
+
+
+def _smaller_mask(level: Level) -> float:
+    """Voxels of the fixed grid that the smaller of the two masks would fill; a missing one fills its image."""
+    sizes = []
+    for volume in (level.fixed, level.moving):
+        voxels = float(volume.grid.size) if volume.mask is None else float(volume.mask.sum())
+        sizes.append(voxels * float(np.prod(volume.grid.spacing)))
+    return max(min(sizes) / float(np.prod(level.fixed.grid.spacing)), 1.0)
 
 
 def masked_by_moving(level: Level, displacement: Tensor, index_map: Float[ndarray, "h h"]) -> Volume:
