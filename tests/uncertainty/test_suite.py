@@ -21,7 +21,7 @@ def case(number: int, kind: str = "toy", factor: float = 1.0) -> Case:
     random = np.random.default_rng(number)
     x = np.exp(random.standard_normal((500, 3)))
     error = factor * x[:, 0] * np.linalg.norm(random.standard_normal((500, 3)), axis=1)
-    points = Points(NAMES, x, error, random.random(500) < 0.7, kind, (1.0,) * 7)
+    points = Points(NAMES, x, error, random.random(500) < 0.7, kind, (1.0,) * 8)
     return Case(f"{kind}-image{number}-0", points, x[:, 1], 1.0)
 
 

@@ -60,6 +60,10 @@ def calibrate(
             text="Where cases are kept, so that a stopped run goes on.",
         ),
     ] = None,
+    pairs: Annotated[
+        Path | None,
+        option("--pairs", value="FILE", text="Also pairs of real scans with labels, CSV; see the page on uncertainty."),
+    ] = None,
     by_kind: Annotated[bool, flag("--by-kind", text="Cross-validate by leaving out whole kinds, not images.")] = False,
     threads: Annotated[
         int | None, option("-j", "--threads", value="N", text="Processor cores to use; default: all.")
@@ -76,7 +80,7 @@ def calibrate(
     from verimorph.uncertainty.bound import calibrate as learn
     from verimorph.uncertainty.bound import read_calibration, write_calibration
     from verimorph.uncertainty.suite import check as judge
-    from verimorph.uncertainty.suite import collect, cross_validated, images_of, read_case
+    from verimorph.uncertainty.suite import collect, collect_pairs, cross_validated, images_of, read_case
 
     if (output is None) == (check is None):
         raise OptionError("give either -o FILE to learn a calibration, or --check NAME to judge one")
@@ -92,12 +96,17 @@ def calibrate(
             raise OptionError("one case is too few to learn from; give -n 2 or more, better 20")
         with _Bar() as tell:
             found = collect(files, cases=cases, folder=folder, seed=seed, tell=tell)
+    elif pairs is not None:
+        found = []
     elif keep is None:
         raise OptionError("no images are given; name some, or a folder of cases with --keep")
     else:
         found = [read_case(file) for file in sorted(keep.glob("*.npz"))]
         if len(found) < 2:
             raise OptionError(f"--keep {keep}: holds {len(found)} cases; 2 are the fewest to learn from")
+    if pairs is not None:
+        with _Bar() as tell:
+            found += collect_pairs(pairs, folder=folder, tell=tell)
     if held is not None:
         _print(judge(found, held), f"calibration '{held.name}' on images it may not have seen")
         return

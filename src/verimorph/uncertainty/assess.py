@@ -24,7 +24,7 @@ from verimorph.errors import OptionError
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.transform import Composite, DisplacementField, Transform, parts_of
-from verimorph.uncertainty.bound import ANY, Calibration, read_calibration, traits_of
+from verimorph.uncertainty.bound import ANY, PAIRS, Calibration, read_calibration, traits_of
 from verimorph.uncertainty.evidence import Evidence, gather
 from verimorph.uncertainty.known import foreground
 from verimorph.uncertainty.sampler import Draw
@@ -186,7 +186,10 @@ def _words_for(held: Calibration, kind: str) -> str:
         return held.calibrated_for
     if kind == ANY:
         return f"{held.calibrated_for}; this image resembles none of these kinds, so the bound is that of all together"
-    return f"{held.calibrated_for}; of these, this image resembles {kind} ({held.cases[kind]} cases)"
+    if kind == PAIRS:
+        also = "these are two scans that differ, of no kind of pair among these: the bound is that of all such pairs"
+        return f"{held.calibrated_for}; {also}"
+    return f"{held.calibrated_for}; of these, this pair resembles {kind} ({held.cases[kind]} cases)"
 
 
 def on_evidence(inside: Bool[ndarray, "*space"], grid: Grid) -> Bool[ndarray, "*space"]:
@@ -198,7 +201,8 @@ def on_evidence(inside: Bool[ndarray, "*space"], grid: Grid) -> Bool[ndarray, "*
 def traits(fixed: Image, evidence: Evidence, near: Bool[ndarray, "*space"]) -> tuple[float, ...]:
     """What a calibration tells kinds of images apart by."""
     where = torch.from_numpy(near if near.any() else ~near)
-    medians = {name: float(evidence.maps[name].cpu()[where].median()) for name in ("noise", "texture", "contrast 4")}
+    wanted = ("noise", "texture", "contrast 4", "mismatch 4")
+    medians = {name: float(evidence.maps[name].cpu()[where].median()) for name in wanted}
     return traits_of(
         voxels=fixed.grid.size,
         unit_mm=evidence.unit_mm,

@@ -190,13 +190,19 @@ TRAITS = {
     "log texture": 0.6,
     "log contrast": 0.4,
 }
-"""What kinds of images are told apart by, and by how much of each images of one kind may differ."""
+"""What kinds of images are told apart by, and by how much of each images of one kind may differ. After them stands the
+logarithm of the coarse mismatch: two scans differ by more than one scan and its deformed copy, and so do errors."""
+PAIRS = "pairs"
+"""Ends the name of a kind whose cases are pairs of real scans, their errors taken from the surfaces of labels; by
+itself: all of these together."""
+MORE_MISMATCH = 0.35
+"""By how much the logarithm of the mismatch must exceed that of all known deformations of a kind."""
 
 
 def traits_of(
     *, voxels: int, unit_mm: float, spacing: Sequence[float], share: float, medians: Mapping[str, float]
 ) -> tuple[float, ...]:
-    """Traits of a fixed image, in the order of ``TRAITS``; ``medians`` of its evidence over the anatomy."""
+    """Traits of a pair, in the order of ``TRAITS``, and its mismatch; ``medians`` of its evidence over the anatomy."""
     return (
         math.log(voxels),
         math.log(unit_mm),
@@ -205,6 +211,7 @@ def traits_of(
         math.log(medians["noise"] + 1e-3),
         math.log(medians["texture"] + 1e-3),
         math.log(medians["contrast 4"] + 1e-2),
+        math.log(medians["mismatch 4"] + 1e-2),
     )
 
 
@@ -239,15 +246,27 @@ class Calibration:
     verdict: Mapping[str, Any] | None = None
 
     def kind_of(self, traits: Sequence[float]) -> str:
-        """The kind whose nearest case differs least, or ``any`` if none is near (root mean square above 1.5)."""
+        """The kind whose nearest case differs least, or ``any`` if none is near (root mean square above 1.5).
+
+        Of a kind, pairs that match worse than all of its known deformations are two real scans: they have the quantiles
+        of such pairs of the kind, or of all such pairs.
+        """
         tolerance = np.array(list(TRAITS.values()))
+        count = len(tolerance)
         nearest_of = {
-            kind: min(float(np.sqrt(np.mean(((np.array(row) - np.array(traits)) / tolerance) ** 2))) for row in rows)
+            kind: min(
+                float(np.sqrt(np.mean(((np.array(row[:count]) - np.array(traits[:count])) / tolerance) ** 2)))
+                for row in rows
+            )
             for kind, rows in self.traits.items()
-            if len(rows) and len(traits) == len(tolerance)
+            if len(rows) and not kind.endswith(PAIRS)
         }
         best = min(nearest_of, key=lambda kind: nearest_of[kind], default=ANY)
-        return best if nearest_of.get(best, math.inf) <= 1.5 else ANY
+        if nearest_of.get(best, math.inf) > 1.5:
+            return ANY
+        if PAIRS in self.quantiles and traits[count] > max(row[count] for row in self.traits[best]) + MORE_MISMATCH:
+            return f"{best}-{PAIRS}" if f"{best}-{PAIRS}" in self.quantiles else PAIRS
+        return best
 
     def reach(self, kind: str = ANY) -> float:
         """Highest level that quantiles are held for."""
@@ -308,6 +327,9 @@ def calibrate(
         if len(kinds) > 1 and len(own) >= FEWEST:
             found = _regions([points[i] for i in own], [scores[i] for i in own], corrected=len(own) >= GUARANTEED)
             quantiles[kind] = found
+    real = [i for i, p in enumerate(points) if p.kind.endswith(PAIRS)]
+    if len(real) >= FEWEST:
+        quantiles[PAIRS] = _regions([points[i] for i in real], [scores[i] for i in real], corrected=False)
     counts = {kind: sum(p.kind == kind for p in points) for kind in kinds}
     traits = {kind: [list(p.traits) for p in points if p.kind == kind and p.traits] for kind in kinds}
     return Calibration(name, calibrated_for, scale, quantiles, counts, traits)

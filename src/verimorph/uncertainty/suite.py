@@ -7,21 +7,23 @@ error, in a small file, so that a suite that was stopped goes on, and calibratio
 from __future__ import annotations
 
 import glob
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
+from scipy import ndimage
 
 from verimorph.errors import InputError, VerimorphError
 from verimorph.image import Image
-from verimorph.uncertainty.assess import traits
-from verimorph.uncertainty.bound import LEVELS, Calibration, Points, Scale, calibrate
+from verimorph.uncertainty.assess import on_evidence, traits
+from verimorph.uncertainty.bound import LEVELS, PAIRS, Calibration, Points, Scale, calibrate
 from verimorph.uncertainty.evidence import gather
-from verimorph.uncertainty.known import known_pair
+from verimorph.uncertainty.known import foreground, known_pair
 from verimorph.uncertainty.metrics import ause, spearman
 
 INSIDE, OUTSIDE = 8000, 3000
@@ -66,6 +68,84 @@ def measure_case(image: Image, *, kind: str, name: str, seed: int) -> Case:
     own = traits(pair.fixed, evidence, near)
     held = Points(tuple(evidence.maps), columns, error, inside[chosen], kind, own)
     return Case(name, held, spread, evidence.unit_mm)
+
+
+LARGEST_LABELS = 12
+
+
+def measure_pair(
+    *, fixed: Image, moving: Image, fixed_labels: Image, moving_labels: Image, kind: str, name: str, seed: int
+) -> Case:
+    """Register two real scans, and take the error from their labels: how far surfaces end up apart.
+
+    At a voxel on the surface of a label the distance d to the moved label's surface is the part of the error across it,
+    one of D components; ``sqrt(D) d`` stands for its length. What two readers would draw differently is in it, so it
+    errs on the long side. The largest labels are used, as many as ``LARGEST_LABELS``.
+    """
+    from verimorph.registration import register
+
+    found = register(fixed=fixed, moving=moving, moving_labels=moving_labels)
+    evidence = gather(fixed=fixed, moving=moving, transform=found.transform)
+    assert found.moved_labels is not None
+    own, moved = fixed_labels.array, found.moved_labels.array
+    values, counts = np.unique(own[own > 0], return_counts=True)
+    places, distances = [], []
+    for value in values[np.argsort(-counts)][:LARGEST_LABELS]:
+        here, there = _surface(own == value), _surface(moved == value)
+        if not here.any() or not there.any():
+            continue
+        both = np.argwhere(here | there)
+        box = tuple(slice(max(a - 1, 0), b + 2) for a, b in zip(both.min(0), both.max(0), strict=True))
+        away = ndimage.distance_transform_edt(~there[box], sampling=fixed.grid.spacing)
+        at = np.argwhere(here[box])
+        places.append(at + [s.start for s in box])
+        distances.append(away[tuple(at.T)])
+    points = fixed.grid.index_to_world(np.concatenate(places))
+    error = math.sqrt(fixed.grid.ndim) * np.concatenate(distances) / evidence.unit_mm
+    chosen = np.random.default_rng(seed).permutation(len(points))[:INSIDE]
+    index = np.rint(evidence.grid.world_to_index(points[chosen])).astype(int)
+    index = tuple(np.clip(index, 0, np.array(evidence.grid.shape) - 1).T)
+    columns = np.stack([one.cpu().numpy()[index] for one in evidence.maps.values()], axis=1)
+    near = on_evidence(foreground(fixed), evidence.grid)
+    held = Points(
+        tuple(evidence.maps), columns, error[chosen], np.ones(len(chosen), bool), kind, traits(fixed, evidence, near)
+    )
+    return Case(name, held, evidence.spread.cpu().numpy()[index], evidence.unit_mm)
+
+
+def _surface(inside: Bool[ndarray, "*space"]) -> Bool[ndarray, "*space"]:
+    """Voxels of a label that touch what is not of it."""
+    return inside & ~ndimage.binary_erosion(inside)
+
+
+def collect_pairs(
+    table: Path, *, folder: str | os.PathLike, tell: Callable[[str, int, int], None] | None = None
+) -> list[Case]:
+    """Measure the pairs of a CSV (kind, fixed, moving, fixed_labels, moving_labels), relative to VERIMORPH_DATA."""
+    from verimorph.data.cases import read_table
+    from verimorph.io import read_image
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = read_table(table)[0]
+    root = Path(os.environ.get("VERIMORPH_DATA", str(table.parent)))
+    out = []
+    for number, row in enumerate(rows):
+        missing = [key for key in ("kind", "fixed", "moving", "fixed_labels", "moving_labels") if not row.get(key)]
+        if missing:
+            told = f"{', '.join(missing)} missing; a pair needs labels and a kind"
+            raise InputError(f"{table}, row {number + 1}: {told}")
+        files = {key: root / row[key] for key in ("fixed", "moving", "fixed_labels", "moving_labels")}
+        stems = [files[key].name.split(".")[0] for key in ("fixed", "moving")]
+        name = f"{row['kind']}-{PAIRS}-{stems[0]}-{stems[1]}"
+        if tell is not None:
+            tell(name, number, len(rows))
+        path = folder / f"{name}.npz"
+        if not path.is_file():
+            images = {key: read_image(file) for key, file in files.items()}
+            write_case(measure_pair(**images, kind=f"{row['kind']}-{PAIRS}", name=name, seed=number), path)
+        out.append(read_case(path))
+    return out
 
 
 def images_of(patterns: Sequence[str]) -> list[tuple[str, Path]]:
