@@ -14,14 +14,14 @@ from verimorph.io import write_image
 from verimorph.uncertainty.bound import Points, calibrate, fit_scale, read_calibration, write_calibration
 from verimorph.uncertainty.suite import Case, check, cross_validated, images_of, read_case, write_case
 
-NAMES = ("forward 1", "backward 1", "noise")
+NAMES = ("forward 1", "backward 1", "stretch")
 
 
 def case(number: int, kind: str = "toy", factor: float = 1.0) -> Case:
     random = np.random.default_rng(number)
     x = np.exp(random.standard_normal((500, 3)))
     error = factor * x[:, 0] * np.linalg.norm(random.standard_normal((500, 3)), axis=1)
-    points = Points(NAMES, x, error, random.random(500) < 0.7, kind, (1.0,) * 8)
+    points = Points(NAMES, x, error, random.random(500) < 0.7, kind, (*(1.0,) * 7, 0.0))
     return Case(f"{kind}-image{number}-0", points, x[:, 1], 1.0)
 
 

@@ -150,7 +150,7 @@ def assess(
     grid = registration.fixed.grid
     inside = foreground(registration.fixed)
     near = on_evidence(inside, evidence.grid)
-    kind = held.kind_of(traits(registration.fixed, evidence, near))
+    kind = held.kind_of(traits(registration.fixed, registration.moving, evidence, near))
     held.factor(level, True, kind)
     bound = _bound_map(evidence, near, held, level, kind)
     error = _upsampled(bound * evidence.unit_mm, grid)
@@ -198,10 +198,10 @@ def on_evidence(inside: Bool[ndarray, "*space"], grid: Grid) -> Bool[ndarray, "*
     return (fields.resize(tensor, grid.shape)[0, 0] > 0.5).numpy()
 
 
-def traits(fixed: Image, evidence: Evidence, near: Bool[ndarray, "*space"]) -> tuple[float, ...]:
+def traits(fixed: Image, moving: Image, evidence: Evidence, near: Bool[ndarray, "*space"]) -> tuple[float, ...]:
     """What a calibration tells kinds of images apart by."""
     where = torch.from_numpy(near if near.any() else ~near)
-    wanted = ("noise", "texture", "contrast 4", "mismatch 4")
+    wanted = ("texture", "contrast 4", "mismatch 4")
     medians = {name: float(evidence.maps[name].cpu()[where].median()) for name in wanted}
     return traits_of(
         voxels=fixed.grid.size,
@@ -209,6 +209,7 @@ def traits(fixed: Image, evidence: Evidence, near: Bool[ndarray, "*space"]) -> t
         spacing=fixed.grid.spacing.tolist(),
         share=float(near.mean()),
         medians=medians,
+        two_grids=not fixed.grid.is_close(moving.grid, tolerance_mm=1e-3),
     )
 
 

@@ -122,6 +122,8 @@ def fit_scale(
     steps
         Of Adam with decoupled decay, on 1024 random points each; the step length falls to nothing.
     """
+    # Pairs of real scans know a part of their error, to half a voxel: enough for quantiles, too coarse to learn sizes.
+    points = [p for p in points if not p.kind.endswith(PAIRS)] or points
     if not points:
         raise OptionError("no cases to calibrate on; give at least one")
     chosen = tuple(names or points[0].names)
@@ -186,12 +188,12 @@ TRAITS = {
     "log voxel size": 0.35,
     "log anisotropy": 0.35,
     "share of anatomy": 0.15,
-    "log noise": 0.6,
     "log texture": 0.6,
     "log contrast": 0.4,
 }
-"""What kinds of images are told apart by, and by how much of each images of one kind may differ. After them stands the
-logarithm of the coarse mismatch: two scans differ by more than one scan and its deformed copy, and so do errors."""
+"""What kinds of images are told apart by, and by how much of each images of one kind may differ. After them stand the
+logarithm of the coarse mismatch, and 1 if the two images lie on different grids: two scans differ by more than one scan
+and its deformed copy, and so do errors."""
 PAIRS = "pairs"
 """Ends the name of a kind whose cases are pairs of real scans, their errors taken from the surfaces of labels; by
 itself: all of these together."""
@@ -200,18 +202,27 @@ MORE_MISMATCH = 0.35
 
 
 def traits_of(
-    *, voxels: int, unit_mm: float, spacing: Sequence[float], share: float, medians: Mapping[str, float]
+    *,
+    voxels: int,
+    unit_mm: float,
+    spacing: Sequence[float],
+    share: float,
+    medians: Mapping[str, float],
+    two_grids: bool,
 ) -> tuple[float, ...]:
-    """Traits of a pair, in the order of ``TRAITS``, and its mismatch; ``medians`` of its evidence over the anatomy."""
+    """Traits of a pair, in the order of ``TRAITS``, its mismatch, and whether its images lie on different grids.
+
+    ``medians`` are those of its evidence over the anatomy.
+    """
     return (
         math.log(voxels),
         math.log(unit_mm),
         math.log(max(spacing) / min(spacing)),
         share,
-        math.log(medians["noise"] + 1e-3),
         math.log(medians["texture"] + 1e-3),
         math.log(medians["contrast 4"] + 1e-2),
         math.log(medians["mismatch 4"] + 1e-2),
+        float(two_grids),
     )
 
 
@@ -248,8 +259,8 @@ class Calibration:
     def kind_of(self, traits: Sequence[float]) -> str:
         """The kind whose nearest case differs least, or ``any`` if none is near (root mean square above 1.5).
 
-        Of a kind, pairs that match worse than all of its known deformations are two real scans: they have the quantiles
-        of such pairs of the kind, or of all such pairs.
+        Of a kind, pairs on different grids, or that match worse than all of its known deformations, are two real scans:
+        they have the quantiles of such pairs of the kind, or of all such pairs.
         """
         tolerance = np.array(list(TRAITS.values()))
         count = len(tolerance)
@@ -264,7 +275,8 @@ class Calibration:
         best = min(nearest_of, key=lambda kind: nearest_of[kind], default=ANY)
         if nearest_of.get(best, math.inf) > 1.5:
             return ANY
-        if PAIRS in self.quantiles and traits[count] > max(row[count] for row in self.traits[best]) + MORE_MISMATCH:
+        worse = traits[count] > max(row[count] for row in self.traits[best]) + MORE_MISMATCH
+        if PAIRS in self.quantiles and (worse or traits[count + 1] > 0):
             return f"{best}-{PAIRS}" if f"{best}-{PAIRS}" in self.quantiles else PAIRS
         return best
 
@@ -321,7 +333,8 @@ def calibrate(
         assert s is not None
         scores.append(p.error / s(_columns(p, s.names), p.foreground))
     kinds = sorted({p.kind for p in points})
-    quantiles = {ANY: _regions(points, scores, corrected=True)}
+    known = [i for i, p in enumerate(points) if not p.kind.endswith(PAIRS)] or list(range(len(points)))
+    quantiles = {ANY: _regions([points[i] for i in known], [scores[i] for i in known], corrected=True)}
     for kind in kinds:
         own = [i for i, p in enumerate(points) if p.kind == kind]
         if len(kinds) > 1 and len(own) >= FEWEST:

@@ -284,8 +284,6 @@ def _image_maps(base: Level, u: Tensor, matrix: ndarray, unit: float) -> dict[st
         cross = _smooth(fixed * moved, grid, width) - mean_f * mean_m
         out[f"mismatch {width:g}"] = (1 - cross.square() / (var_f * var_m + 1e-8)).clamp(0, 1)[0, 0]
         out[f"contrast {width:g}"] = (var_f.sqrt() * var_m.sqrt()).sqrt()[0, 0]
-    noise = math.hypot(noise_level(fixed), noise_level(base.moving.tensor))
-    out["noise"] = torch.full_like(fixed[0, 0], noise)
     out["texture"] = _texture(fixed, grid)
     out["stretch"] = field.jacobian_determinant(u)[0].clamp_min(1e-3).log().abs()
     return out

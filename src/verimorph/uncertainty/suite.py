@@ -65,7 +65,7 @@ def measure_case(image: Image, *, kind: str, name: str, seed: int) -> Case:
     columns = np.stack([one.cpu().numpy().reshape(-1)[chosen] for one in evidence.maps.values()], axis=1)
     spread = evidence.spread.cpu().numpy().reshape(-1)[chosen]
     near = inside.reshape(grid.shape)
-    own = traits(pair.fixed, evidence, near)
+    own = traits(pair.fixed, pair.moving, evidence, near)
     held = Points(tuple(evidence.maps), columns, error, inside[chosen], kind, own)
     return Case(name, held, spread, evidence.unit_mm)
 
@@ -78,9 +78,10 @@ def measure_pair(
 ) -> Case:
     """Register two real scans, and take the error from their labels: how far surfaces end up apart.
 
-    At a voxel on the surface of a label the distance d to the moved label's surface is the part of the error across it,
-    one of D components; ``sqrt(D) d`` stands for its length. What two readers would draw differently is in it, so it
-    errs on the long side. The largest labels are used, as many as ``LARGEST_LABELS``.
+    At a voxel on the surface of a label the distance d to the moved label's surface is the part of the error across
+    it, one of D components; ``sqrt(D) d`` stands for its length. Distances between voxels come in steps, and a surface
+    lies anywhere within its voxel: up to half a voxel is added at random, either way. What two readers would draw
+    differently is in it, so it errs on the long side. The largest labels are used, up to ``LARGEST_LABELS``.
     """
     from verimorph.registration import register
 
@@ -101,14 +102,21 @@ def measure_pair(
         places.append(at + [s.start for s in box])
         distances.append(away[tuple(at.T)])
     points = fixed.grid.index_to_world(np.concatenate(places))
-    error = math.sqrt(fixed.grid.ndim) * np.concatenate(distances) / evidence.unit_mm
-    chosen = np.random.default_rng(seed).permutation(len(points))[:INSIDE]
+    random = np.random.default_rng(seed)
+    away_units = np.concatenate(distances) / evidence.unit_mm
+    error = math.sqrt(fixed.grid.ndim) * np.abs(away_units + random.uniform(-0.5, 0.5, len(points)))
+    chosen = random.permutation(len(points))[:INSIDE]
     index = np.rint(evidence.grid.world_to_index(points[chosen])).astype(int)
     index = tuple(np.clip(index, 0, np.array(evidence.grid.shape) - 1).T)
     columns = np.stack([one.cpu().numpy()[index] for one in evidence.maps.values()], axis=1)
     near = on_evidence(foreground(fixed), evidence.grid)
     held = Points(
-        tuple(evidence.maps), columns, error[chosen], np.ones(len(chosen), bool), kind, traits(fixed, evidence, near)
+        tuple(evidence.maps),
+        columns,
+        error[chosen],
+        np.ones(len(chosen), bool),
+        kind,
+        traits(fixed, moving, evidence, near),
     )
     return Case(name, held, evidence.spread.cpu().numpy()[index], evidence.unit_mm)
 
