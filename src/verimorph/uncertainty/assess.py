@@ -163,6 +163,10 @@ def assess(
         labels = Image.from_array(_upsampled(torch.from_numpy(entropy), grid), grid, name="label_uncertainty")
     facts = pair_facts(registration, evidence, near)
     found: Verdict = judge(facts, held)
+    if found.verdict == "fail" and settings.get("transform", "deformable") != "deformable":
+        # Verdicts are learned on deformable results; looks deform, and so differ from a sound rigid one.
+        why = f"verdicts are learned on deformable registrations, this one is {settings['transform']}; {found.reasons}"
+        found = Verdict("review", found.probability, why)
     return Uncertainty(
         Image.from_array(error, grid, name="error_mm"),
         level,

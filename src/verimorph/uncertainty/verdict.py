@@ -3,7 +3,9 @@
 A logistic regression on a few facts of the pair, learned on sound registrations and on ones broken on purpose (wrong
 start, wrong organ, left and right exchanged, cut field of view, too stiff, too soft, a similarity that does not fit):
 
-    probability = 1 / (1 + exp(-(b + sum_k w_k z_k))),   z_k = (fact_k - m_k) / s_k, cut at +-4
+    probability = 1 / (1 + exp(-(b + sum_k w_k z_k))),   z_k = (fact_k - m_k) / s_k, cut to -2 ... 4,   w_k >= 0
+
+Every fact is so made that more of it speaks against the registration and never for it.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
+from scipy import optimize, special
 
 from verimorph import field as fields
 from verimorph import pipeline
-from verimorph.solve.linear import LinearObjective, solve_linear
+from verimorph.solve.linear import LinearKind, LinearObjective, solve_linear
 from verimorph.solve.measure import make_measure
 from verimorph.solve.pyramid import make_level
 from verimorph.solve.schedule import LINEAR_RADIUS, start_spacing
@@ -50,6 +53,7 @@ WORDS = {
 SMALL_GAIN = 0.003
 """Difference of the local correlation, mean over the image, above which it is taken by its logarithm: a brain differs
 from its mirror image by no more, a chest by ten times as much."""
+CUT = (-2.0, 4.0)
 _SECOND_OPINION = 20
 
 
@@ -140,11 +144,10 @@ def _second_opinions(registration: Registration, matrix: Float[ndarray, "h h"]) 
     mirror = np.eye(d + 1)
     mirror[0, 0], mirror[0, d] = -1.0, 2 * middle[0]
     values = []
+    kind: LinearKind = "rigid" if settings.get("transform") == "rigid" else "affine"
     with pipeline.one_blas_thread():
         for start in (matrix, mirror @ matrix):
-            _, value = solve_linear(
-                level=level, measure=measure, start=start, kind="affine", iterations=_SECOND_OPINION
-            )
+            _, value = solve_linear(level=level, measure=measure, start=start, kind=kind, iterations=_SECOND_OPINION)
             values.append(float(value))
         here = LinearObjective(level, measure).value_and_slope(matrix)[0]
     return values[0] - values[1], float(here) - values[0]
@@ -156,7 +159,7 @@ def judge(facts: Mapping[str, float], calibration: Calibration) -> Verdict:
     if learned is None:
         return Verdict("review", 0.5, f"calibration '{calibration.name}' holds no verdict")
     pushes = {
-        name: w * float(np.clip((facts[name] - m) / s, -4, 4))
+        name: w * float(np.clip((facts[name] - m) / s, *CUT))
         for name, w, m, s in zip(
             learned["names"], learned["weights"], learned["mean"], learned["deviation"], strict=True
         )
@@ -191,20 +194,17 @@ def learn_verdict(
     x = np.array([[row[name] for name in chosen] for row in facts])
     y = np.array(broken, dtype=float)
     mean, deviation = x.mean(0), np.maximum(x.std(0), 1e-6)
-    z = np.clip((x - mean) / deviation, -4, 4)
+    z = np.clip((x - mean) / deviation, *CUT)
     design = np.c_[np.ones(len(z)), z]
     share = np.where(y > 0, 0.5 / max(y.sum(), 1), 0.5 / max((1 - y).sum(), 1)) * len(y)
-    weights = np.zeros(design.shape[1])
-    penalty = ridge * np.eye(design.shape[1])
-    penalty[0, 0] = 1e-6
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-design @ weights))
-        gradient = design.T @ (share * (p - y)) + penalty @ weights
-        hessian = design.T @ ((share * p * (1 - p))[:, None] * design) + penalty
-        step = np.linalg.solve(hessian, gradient)
-        weights -= step
-        if np.abs(step).max() < 1e-10:
-            break
+
+    def loss(weights: ndarray) -> tuple[float, ndarray]:
+        score = design @ weights
+        value = float((share * (np.logaddexp(0, score) - y * score)).sum() + ridge / 2 * (weights[1:] ** 2).sum())
+        return value, design.T @ (share * (special.expit(score) - y)) + ridge * np.r_[0, weights[1:]]
+
+    bounds = [(None, None)] + [(0, None)] * len(chosen)
+    weights = optimize.minimize(loss, np.zeros(design.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
     p = 1 / (1 + np.exp(-design @ weights))
     sound, bad = p[y == 0], p[y == 1]
     review = float(min(np.quantile(bad, 0.05), np.quantile(sound, 0.95)))
