@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from verimorph.cli.options import application, examples, flag, option
+from verimorph.cli.progress import CountBar
 from verimorph.cli.runtime import say, set_threads
 from verimorph.errors import OptionError
 
@@ -94,7 +95,7 @@ def calibrate(
         files = images_of(images)
         if output is not None and cases * len({kind for kind, _ in files}) < 2:
             raise OptionError("one case is too few to learn from; give -n 2 or more, better 20")
-        with _Bar() as tell:
+        with CountBar(lines=True) as tell:
             found = collect(files, cases=cases, folder=folder, seed=seed, tell=tell)
     elif pairs is not None:
         found = []
@@ -105,7 +106,7 @@ def calibrate(
         if len(found) < 2:
             raise OptionError(f"--keep {keep}: holds {len(found)} cases; 2 are the fewest to learn from")
     if pairs is not None:
-        with _Bar() as tell:
+        with CountBar(lines=True) as tell:
             found += collect_pairs(pairs, folder=folder, tell=tell)
     if held is not None:
         _print(judge(found, held), f"calibration '{held.name}' on images it may not have seen")
@@ -156,38 +157,3 @@ def _print(rows: list[Check], title: str) -> None:
         "coverage in % of voxels of the anatomy at each level, and at 90 % around it; bound/error: medians",
         style="dim",
     )
-
-
-class _Bar:
-    """A bar over the cases on a terminal; a line a case elsewhere."""
-
-    def __enter__(self) -> _Bar:
-        from verimorph.cli.runtime import error_console
-
-        self._console = error_console()
-        self._progress = None
-        if self._console.is_terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._progress = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._task = self._progress.add_task("reading", total=None)
-            self._progress.start()
-        return self
-
-    def __call__(self, name: str, number: int, count: int) -> None:
-        if self._progress is not None:
-            self._progress.update(self._task, completed=number, total=count, description=name)
-        else:
-            self._console.print(f"{number + 1} of {count}: {name}", highlight=False)
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()

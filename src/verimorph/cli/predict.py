@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from verimorph.cli.options import application, examples, flag, option
-from verimorph.cli.progress import ProgressBar
-from verimorph.cli.runtime import USER_ERROR, VERDICT_FAIL, choose, error_console, say, schedule, set_threads
+from verimorph.cli.progress import CountBar, ProgressBar
+from verimorph.cli.runtime import USER_ERROR, VERDICT_FAIL, choose, say, schedule, set_threads
 from verimorph.errors import OptionError
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def predict(
         jobs = jobs_of_dataset(dataset_of(str(dataset), root), chosen or "val")
     from verimorph.predict.many import means, predict_many
 
-    with _Counter() as tell:
+    with CountBar() as tell:
         done = predict_many(registrar, jobs, output, wanted=wanted, refinement=recipe, tell=tell)
     _summary(done, means(done.rows), output, "pairs")
 
@@ -397,41 +397,9 @@ def _segment(
         jobs = images_of_folder(folder)
     else:
         jobs = images_of_dataset(dataset_of(str(dataset), root), split)
-    with _Counter() as tell:
+    with CountBar() as tell:
         done = segment_many(segmenter, jobs, output, largest=kept, keep_true=keep_true, tell=tell)
     _summary(done, means(done.rows), output, "images")
-
-
-class _Counter:
-    """A bar over the pairs of a list, on a terminal; nothing elsewhere."""
-
-    def __enter__(self) -> _Counter:
-        self._progress: Any = None
-        console = error_console()
-        if console.is_terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._progress = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-                expand=True,
-            )
-            self._task = self._progress.add_task("reading", total=None)
-            self._progress.start()
-        return self
-
-    def __call__(self, name: str, number: int, count: int) -> None:
-        if self._progress is not None:
-            self._progress.update(self._task, completed=number, total=count, description=name)
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
 
 
 def _summary(done: Done, means: dict[str, float], output: Path, what: str) -> None:

@@ -74,3 +74,41 @@ class ProgressBar:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+
+class CountBar:
+    """A bar over the items of a list, on a terminal; elsewhere nothing, or with ``lines`` a line for each item."""
+
+    def __init__(self, *, lines: bool = False) -> None:
+        self.lines = lines
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> CountBar:
+        console = error_console()
+        if console.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+                expand=True,
+            )
+            self._task = self._progress.add_task("reading", total=None)
+            self._progress.start()
+        return self
+
+    def __call__(self, name: str, number: int, count: int) -> None:
+        """Say that item ``number`` of ``count`` (from 0) is begun."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=number, total=count, description=name)
+        elif self.lines:
+            error_console().print(f"{number + 1} of {count}: {name}", highlight=False)
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,9 +1,9 @@
 """What can be known about the error of a registration without knowing the truth: independent looks, and the images.
 
-A *look* is a quick registration of the same two images, at half resolution, with noise added, a start knocked off its
-place, another stiffness; or from the moving image to the fixed one. Where looks and result disagree, something is not
-determined by the images. What looks cannot see (they share the images' lack of texture) is read from the images: the
-structure tensor, the local correlation that is left, the stretch of the field.
+A *look* is a quick registration of the same two images, at half or a quarter of the resolution, with noise added and
+the start knocked off its place; or from the moving image to the fixed one. Where looks and result disagree, something
+is not determined by the images. What looks cannot see (they share the images' lack of texture) is read from the images:
+the structure tensor, the local correlation that is left, the stretch of the field.
 
 Every quantity is a map on the evidence grid (the fixed grid at about half resolution), lengths in units of the fixed
 grid's mean voxel, so that one calibration serves images of any size.
@@ -28,6 +28,7 @@ from verimorph.image import Image
 from verimorph.solve.deformable import DeformableSettings, solve_deformable
 from verimorph.solve.measure import make_measure
 from verimorph.solve.pyramid import Level, Volume, make_level
+from verimorph.solve.schedule import preset
 from verimorph.transform import Transform
 from verimorph.transform.dense import displacement_on, field_then_matrix
 
@@ -45,10 +46,6 @@ class Look:
         From moving to fixed.
     levels, iterations
         Shrink factors beyond the evidence grid, and iterations.
-    stiffness
-        Factor on the smoothing of each step.
-    radius
-        Of the window of the local correlation, voxels.
     noise
         Standard deviation of what is added to both images, in units of their own noise.
     knock
@@ -59,8 +56,6 @@ class Look:
     backward: bool = False
     levels: tuple[int, ...] = (2, 1)
     iterations: tuple[int, ...] = (80, 40)
-    stiffness: float = 1.0
-    radius: float = 2.0
     noise: float = 1.0
     knock: float = 1.0
 
@@ -115,9 +110,7 @@ def gather(
         fixed=fixed, moving=moving, fixed_mask=fixed_mask, moving_mask=moving_mask, recipe=recipe
     )
     shrink = 1 if first.tensor.numel() < SMALL else 2
-    base = make_level(
-        fixed=first, moving=second, shrink=shrink, spacing_mm=shrink * float(first.grid.spacing.min()) * 1.0
-    )
+    base = make_level(fixed=first, moving=second, shrink=shrink, spacing_mm=shrink * float(first.grid.spacing.min()))
     del first, second
     grid = base.fixed.grid
     unit = float(np.prod(fixed.grid.spacing) ** (1 / fixed.grid.ndim))
@@ -192,15 +185,13 @@ def _look(
     fixed, moving = (_noisier(volume, look.noise, random) for volume in (fixed, moving))
     finest = float(fixed.grid.spacing.min())
     makers = [partial(make_level, fixed=fixed, moving=moving, shrink=n, spacing_mm=n * finest) for n in look.levels]
-    usual = DeformableSettings()
-    settings = replace(usual, update_sigma=usual.update_sigma * look.stiffness)
     found = solve_deformable(
         levels=makers,
         iterations=look.iterations,
-        measure=make_measure(recipe.similarity, radius=look.radius),
+        measure=make_measure(recipe.similarity, radius=preset(recipe.quality).lncc_radius),
         linear=start,
         grid=fixed.grid,
-        settings=settings,
+        settings=DeformableSettings(),
     )
     return found.displacement, start @ fixed.grid.affine
 

@@ -21,7 +21,7 @@ from verimorph.prepare import default_background
 from verimorph.synthetic import bias_field, random_affine, random_deformation
 from verimorph.transform import Composite
 
-SMALLEST = 0.02
+SMALLEST = 0.002
 """A deformation that cannot be made invertible is made weaker, down to this share of the anatomy's extent."""
 
 
@@ -74,7 +74,7 @@ def known_pair(image: Image, *, seed: int = 0) -> KnownPair:
             )
         except OptionError:
             mean *= 0.7
-            if mean < SMALLEST * 0.1 * extent:
+            if mean < SMALLEST * extent:
                 raise
     linear = random_affine(
         image.grid.index_to_world(np.argwhere(inside).mean(0)),
