@@ -260,10 +260,7 @@ class Registration:
                 if self.moved_landmarks is not None:
                     write_points(self.moved_landmarks, out / "moved_landmarks.csv")
                 if self.uncertainty is not None:
-                    write_image(self.uncertainty.error_mm, out / "error_mm.nii.gz")
-                    write_image(self.uncertainty.displacement_std, out / "displacement_std.nii.gz")
-                    if self.uncertainty.label_uncertainty is not None:
-                        write_image(self.uncertainty.label_uncertainty, out / "label_uncertainty.nii.gz")
+                    self.uncertainty.save_maps(out)
                 if both:
                     write_image(self.moved_back, out / "fixed_in_moving_space.nii.gz")
                 if style == "ants":

@@ -10,6 +10,7 @@ import pytest
 from verimorph.image import Image
 from verimorph.io import write_image, write_transform
 from verimorph.transform import Affine
+from verimorph.uncertainty.verdict import WORDS
 from verimorph.uncertainty.words import LIMITS, in_words, meaning
 
 FACTS = {
@@ -83,3 +84,35 @@ def test_missing_facts_leave_their_lines_out():
     assert in_words({}) == []
     assert in_words({"uncertainty": {"level": 0.9}})[:2] == [("Error bound", "90 % level"), ("Meaning", meaning(0.9))]
     assert in_words({"verdict": {"verdict": "pass"}}) == [("Verdict", "pass: nothing suspicious was found")]
+
+
+def cohort_of(tmp_path, count):
+    for k in range(count):
+        facts = dict.fromkeys(WORDS, 0.1 * np.sin(k)) | ({"mirror": 9.0} if k == 4 else {})
+        own = {"verdict": {"verdict": "pass", "reasons": "", "probability": 0.1, "facts": facts}}
+        out = tmp_path / f"pair{k}"
+        out.mkdir()
+        (out / "metrics.json").write_text(json.dumps(own | {"uncertainty": FACTS["uncertainty"]}))
+    return [tmp_path / f"pair{k}" for k in range(count)]
+
+
+def test_a_cohort_is_compared_within_itself(verimorph, tmp_path):
+    folders = cohort_of(tmp_path, 9)
+    outcome = verimorph("explain", *folders, tmp_path / "pair0" / "metrics.json")
+    assert outcome.code == 0, outcome.err
+    said = words(outcome.out)
+    assert "verdicts of 9: 9 pass, 0 review, 0 fail; 1 stand out" in said
+    assert "exchanged" in said
+    assert "pair5" not in said  # nothing is wrong with it
+    found = json.loads(verimorph("explain", *folders, "--json").out)
+    assert len(found) == 9
+    assert found[0]["name"] == str(folders[4])
+    assert found[0]["stands_out"]
+    few = words(verimorph("explain", *folders[:3]).out)
+    assert "fewer than 8, so none is compared with the others" in few
+
+
+def test_a_cohort_is_of_results(verimorph, folder, tmp_path):
+    verimorph("explain", folder / "transform.h5", folder / "transform.h5").assert_user_error("one at a time")
+    (tmp_path / "empty").mkdir()
+    verimorph("explain", folder, tmp_path / "empty").assert_user_error("empty", "--uncertainty")

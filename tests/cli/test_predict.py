@@ -123,6 +123,27 @@ def test_a_list_goes_on_after_a_failure_and_resumes(verimorph, model, table, tmp
     assert {row["case"] for row in rows(out / "pairs.csv")} == {"there", "lost"}
 
 
+def test_each_pair_of_a_list_says_how_sure_it_is(verimorph, model, table, tmp_path):
+    out = tmp_path / "out"
+    words = ("predict", model, "--pairs", table, "-o", out, "--train", "--uncertainty")
+    outcome = verimorph(*words)
+    assert outcome.code == 0, outcome.err
+    assert "verdicts of 1:" in outcome.out
+    row = rows(out / "pairs.csv")[0]
+    held = json.loads((out / "back" / "metrics.json").read_text())
+    assert row["verdict"] == held["verdict"]["verdict"]
+    assert float(row["bound_median_mm"]) == pytest.approx(held["uncertainty"]["median_mm"], rel=1e-4)
+    file = out / "back" / "error_mm.nii.gz"
+    assert np.asarray(nib.load(file).dataobj).min() > 0
+    assert (out / "back" / "label_uncertainty.nii.gz").exists()
+    assert "1 pairs were there already" in verimorph(*words).out
+    before = file.stat().st_mtime_ns
+    assert "were there already" not in verimorph(*words, "--level", 0.5).out
+    assert file.stat().st_mtime_ns != before
+    # Broken or not is for --strict to say.
+    assert verimorph(*words, "--level", 0.5, "--strict").code == (3 if row["verdict"] == "fail" else 0)
+
+
 def test_evaluate_finds_what_predict_wrote(verimorph, model, table, tmp_path):
     out = tmp_path / "out"
     assert verimorph("predict", model, "--pairs", table, "-o", out, "--train").code == 0

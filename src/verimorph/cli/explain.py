@@ -18,14 +18,17 @@ app = application()
     epilog=examples(
         ("What is in this file, and how do I use it?", "verimorph explain transform.h5"),
         ("How sure is this result, and what does the bound mean?", "verimorph explain out"),
+        ("Which results of a cohort are broken, or stand out from the others?", "verimorph explain results/*"),
         ("The same for a program:", "verimorph explain transform.h5 --json"),
     )
 )
 def explain(
-    path: Annotated[
-        Path,
+    paths: Annotated[
+        list[Path],
         typer.Argument(
-            metavar="TRANSFORM|FOLDER", help="Transform file; result folder or its error_mm.", show_default=False
+            metavar="TRANSFORM|FOLDER...",
+            help="Transform file; result folder or its error_mm; several result folders: a cohort.",
+            show_default=False,
         ),
     ],
     as_json: Annotated[bool, flag("--json", text="Print JSON instead of text.")] = False,
@@ -37,8 +40,13 @@ def explain(
 ) -> None:
     """Say in words what a transform does: kind, direction, frame, grid, size, folding, and how to apply it.
 
-    Of a result folder, or of an error_mm.nii.gz: the verdict, what the error bound means, and for which images.
+    Of a result folder, or of an error_mm.nii.gz: the verdict, what the error bound means, and for which images. Of
+    several result folders: the verdicts, and which results differ from the others (from eight on).
     """
+    path = paths[0]
+    if len(paths) > 1:
+        _explain_cohort(paths, as_json)
+        return
     if path.is_dir() or path.name in ("error_mm.nii.gz", "error_mm.nii"):
         if format is not None or fixed is not None or moving is not None:
             raise OptionError("--from, --fixed and --moving are for transform files; leave them out")
@@ -57,6 +65,27 @@ def explain(
         print(json.dumps(facts | {"how_to_apply": dict(ways)}, indent=2))
     else:
         _print(facts, ways)
+
+
+def _explain_cohort(paths: list[Path], as_json: bool) -> None:
+    """Verdicts of many results, and which of them differ from the others."""
+    from dataclasses import asdict
+
+    from verimorph.cli.summary import print_cohort
+    from verimorph.evaluate.score import without_nan
+    from verimorph.uncertainty.cohort import cohort
+    from verimorph.uncertainty.maps import facts_of_result
+
+    # A shell's pattern also gives what lies beside the results, such as the table of a list of pairs.
+    folders = [path for path in paths if path.is_dir()]
+    if len(folders) < 2:
+        raise OptionError("several transform files are given; one at a time, or several result folders")
+    found = {str(folder): facts_of_result(folder) for folder in folders}
+    standings = cohort(found)
+    if as_json:
+        print(json.dumps(without_nan([asdict(one) for one in standings]), indent=2))
+    else:
+        print_cohort(standings)
 
 
 def _explain_result(path: Path, as_json: bool) -> None:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from verimorph.pipeline import Recipe
     from verimorph.predict.many import Done, Wanted
     from verimorph.registration import Registration
-    from verimorph.uncertainty.bound import Calibration
 
 FORMS = ("learn2reg-2020", "learn2reg")
 SUFFIXES = (".nii.gz", ".npz")
@@ -131,7 +130,7 @@ def predict(
     uncertainty: Annotated[
         bool,
         flag(
-            "--uncertainty", text="Of one pair: a bound of the error in mm, label uncertainty, a verdict.", panel=_SURE
+            "--uncertainty", text="A bound of the error in mm, label uncertainty, a verdict, of each pair.", panel=_SURE
         ),
     ] = False,
     level: Annotated[
@@ -201,8 +200,8 @@ def predict(
         raise OptionError(f"{many}; give one of: -f and -m, --pairs, --dataset with --root, --image, --folder")
     if chosen is not None and pairs is None and dataset is None:
         raise OptionError("--split chooses among the pairs of --pairs or --dataset; neither is given")
-    if uncertainty and not (fixed or moving):
-        raise OptionError("--uncertainty is for one pair; give -f and -m")
+    if uncertainty and (image or folder):
+        raise OptionError("--uncertainty is of registrations; --image and --folder label images")
     if strict and not uncertainty:
         raise OptionError("--strict acts on the verdict; give --uncertainty too")
     held = None
@@ -251,6 +250,8 @@ def predict(
         everything=save_all,
         submission=save_submission,
         suffix=submission_suffix,
+        calibration=held,
+        level=level,
     )
     registrar = _registrar(model, device, start, pieces)
     if fixed and moving:
@@ -260,8 +261,7 @@ def predict(
             "fixed_landmarks": fixed_landmarks,
             "moving_landmarks": moving_landmarks,
         }
-        sure = None if held is None else (held, level)
-        result = _one(registrar, fixed, moving, inputs, recipe, wanted, output, report=not no_report, sure=sure)
+        result = _one(registrar, fixed, moving, inputs, recipe, wanted, output, report=not no_report)
         if strict and result.uncertainty is not None and result.uncertainty.verdict == "fail":
             raise typer.Exit(VERDICT_FAIL)
         return
@@ -275,7 +275,11 @@ def predict(
 
     with CountBar() as tell:
         done = predict_many(registrar, jobs, output, wanted=wanted, refinement=recipe, tell=tell)
+    if held is not None:
+        _verdicts(done, output)
     _summary(done, means(done.rows), output, "pairs")
+    if strict and any(row.get("verdict") == "fail" for row in done.rows):
+        raise typer.Exit(VERDICT_FAIL)
 
 
 def _registrar(model: Path, device: str, start: str | None, tile: tuple[int, ...] | None) -> Any:
@@ -324,7 +328,6 @@ def _one(
     output: Path,
     *,
     report: bool,
-    sure: tuple[Calibration, float] | None,
 ) -> Registration:
     from verimorph.cli.summary import print_summary
     from verimorph.predict.many import SUBMISSION, write_extras
@@ -342,8 +345,8 @@ def _one(
             progress=progress,
             watch=seen.append,
         )
-        if sure is not None:
-            result.assess(calibration=sure[0], level=sure[1])
+        if wanted.calibration is not None:
+            result.assess(calibration=wanted.calibration, level=wanted.level)
     if wanted.submission is not None:
         write_field(
             result.transform,
@@ -400,6 +403,17 @@ def _segment(
     with CountBar() as tell:
         done = segment_many(segmenter, jobs, output, largest=kept, keep_true=keep_true, tell=tell)
     _summary(done, means(done.rows), output, "images")
+
+
+def _verdicts(done: Done, output: Path) -> None:
+    """Print what a look at all pairs together says."""
+    from verimorph.cli.summary import print_cohort
+    from verimorph.uncertainty.cohort import cohort
+    from verimorph.uncertainty.maps import facts_of_result
+
+    names = [str(row["case"]) for row in done.rows if row.get("status") == "ok"]
+    if names:
+        print_cohort(cohort({name: facts_of_result(output / name) for name in names}))
 
 
 def _summary(done: Done, means: dict[str, float], output: Path, what: str) -> None:

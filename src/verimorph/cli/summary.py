@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from verimorph.planning import Plan
     from verimorph.registration import Registration
+    from verimorph.uncertainty.cohort import Standing
 
+VERDICT_COLOURS = {"pass": "green", "review": "yellow", "fail": "red"}
 Row = tuple[str, str, str, str]
 """What was measured; before; after; unit."""
 
@@ -37,10 +40,43 @@ def print_summary(result: Registration, folder: Path, *, verbose: bool = False) 
 
         pprint({"settings": result.settings, "timings": result.timings}, console=console, expand_all=True)
     if verdict := result.metrics.get("verdict"):
-        colour = {"pass": "green", "review": "yellow", "fail": "red"}[verdict["verdict"]]
+        colour = VERDICT_COLOURS[verdict["verdict"]]
         console.print(f"verdict: [{colour} bold]{verdict['verdict']}[/], {verdict['reasons']}", soft_wrap=True)
     page = folder / "report.html"
     console.print(f"Results in {folder}" + (f"; look at {page}" if page.exists() else ""), soft_wrap=True)
+
+
+def print_cohort(standings: Sequence[Standing]) -> None:
+    """Print how the results of a cohort stand, the worst first; those without fault are counted, not listed."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from verimorph.uncertainty.cohort import FEWEST
+    from verimorph.uncertainty.words import percent
+
+    console = Console(highlight=False)
+    shown = [one for one in standings if one.verdict != "pass" or one.stands_out]
+    if shown:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table.add_column("result", overflow="fold")
+        table.add_column("verdict")
+        table.add_column("chance broken", justify="right")
+        table.add_column("median bound", justify="right")
+        table.add_column("stands out", overflow="fold")
+        for one in shown:
+            table.add_row(
+                Text(one.name),
+                Text(one.verdict, style=f"bold {VERDICT_COLOURS[one.verdict]}"),
+                "-" if math.isnan(one.probability) else percent(one.probability),
+                f"{one.median_mm:.3g} mm",
+                one.reason,
+            )
+        console.print(table)
+    counts = [f"{sum(one.verdict == name for one in standings)} {name}" for name in VERDICT_COLOURS]
+    line = f"verdicts of {len(standings)}: {', '.join(counts)}"
+    few = f"; fewer than {FEWEST}, so none is compared with the others" if len(standings) < FEWEST else ""
+    console.print(f"{line}; {sum(one.stands_out for one in standings)} stand out{few}", soft_wrap=True)
 
 
 def rows(metrics: dict[str, Any]) -> Iterator[Row]:

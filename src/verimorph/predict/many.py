@@ -23,9 +23,11 @@ from verimorph.predict.pair import identity_of, predict_pair, start_of
 from verimorph.predict.registrar import Prediction, Registrar
 from verimorph.predict.segmenter import Segmenter, with_true_labels
 from verimorph.predict.submission import write_field
+from verimorph.uncertainty.maps import facts_of_result
 
 if TYPE_CHECKING:
     from verimorph.registration import Registration
+    from verimorph.uncertainty.bound import Calibration
 
 TABLE = "pairs.csv"
 SUBMISSION = "submission"
@@ -48,6 +50,8 @@ class Wanted:
         What ``verimorph register`` writes, with the report.
     submission
         Form of a challenge (`verimorph.predict.submission`); fields go to ``submission/``.
+    calibration, level
+        Of the error bound, its maps and the verdict; None: none of them.
     """
 
     moved: bool = False
@@ -56,6 +60,8 @@ class Wanted:
     everything: bool = False
     submission: str | None = None
     suffix: str = ".nii.gz"
+    calibration: Calibration | None = None
+    level: float = 0.9
 
 
 @dataclass
@@ -114,6 +120,8 @@ def _predict(
 ) -> dict[str, Any]:
     seen: list[Prediction] = []
     result = predict_pair(registrar, **job.read(), refinement=refinement, watch=seen.append)
+    if wanted.calibration is not None:
+        result.assess(calibration=wanted.calibration, level=wanted.level)
     row = measured(job.name, result)
     if wanted.submission is not None:
         write_field(
@@ -138,6 +146,8 @@ def _predict(
             if wanted.field:
                 write_transform(result.inverse, out / "inverse.h5")
             write_extras(result, seen[0], out, wanted)
+            if result.uncertainty is not None:
+                result.uncertainty.save_maps(out)
             for name, values in (("metrics", result.metrics), ("provenance", result.provenance)):
                 text = json.dumps(without_nan(values), indent=2, allow_nan=False) + "\n"
                 (out / f"{name}.json").write_text(text, encoding="utf-8")
@@ -187,6 +197,9 @@ def measured(name: str, result: Registration) -> dict[str, Any]:
     for label, values in (labels.get("per_label") or {}).items():
         if values.get("dice") is not None:
             row[f"dice_{label}"] = values["dice"]
+    if (sure := result.uncertainty) is not None:
+        row |= {"verdict": sure.verdict, "probability_broken": sure.probability}
+        row |= {f"bound_{key}": sure.summary()[key] for key in ("median_mm", "p95_mm")}
     seconds = result.timings
     row["seconds"] = sum(seconds.values())
     row["seconds_network"] = seconds.get("network", 0.0)
@@ -211,6 +224,7 @@ def _finished(
     needed = ["transform.h5", "metrics.json", "provenance.json"]
     needed += ["moved.nii.gz"] * wanted.moved + ["field.nii.gz"] * wanted.field + ["grid.nii.gz"] * wanted.grid
     needed += ["report.html"] * wanted.everything
+    needed += ["error_mm.nii.gz"] * (wanted.calibration is not None)
     if row.get("status") != "ok" or not all((folder / name).is_file() for name in needed):
         return False
     if wanted.submission is not None and not _has_field(root / SUBMISSION, job, wanted):
@@ -219,6 +233,8 @@ def _finished(
         provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    if wanted.calibration is not None and not _assessed(folder, wanted):
+        return False
     settings = provenance.get("settings", {})
     asked = None if refinement is None else pipeline.describe(refinement)
     return (
@@ -226,6 +242,17 @@ def _finished(
         and settings.get("start") == start_of(registrar)
         and _refinement(settings.get("refinement")) == _refinement(asked)
     )
+
+
+def _assessed(folder: Path, wanted: Wanted) -> bool:
+    """Whether the bound that lies there is of the level and the calibration now wanted."""
+    assert wanted.calibration is not None
+    try:
+        found = facts_of_result(folder).get("uncertainty") or {}
+    except VerimorphError:
+        return False
+    own = str(found.get("calibration")).partition(":")[0]  # "general: brain": its name, and the kind of images
+    return found.get("level") == wanted.level and own == wanted.calibration.name
 
 
 def _refinement(settings: dict[str, Any] | None) -> Any:

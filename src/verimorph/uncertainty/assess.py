@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +84,15 @@ class Uncertainty:
     facts: dict[str, float] = field(default_factory=dict)
     foreground: Bool[ndarray, "*space"] | None = None
     seconds: float = 0.0
+
+    def save_maps(self, folder: Path) -> None:
+        """Write ``error_mm``, ``displacement_std`` and, with labels, ``label_uncertainty`` as NIfTI into a folder."""
+        from verimorph.io import write_image
+
+        write_image(self.error_mm, folder / "error_mm.nii.gz")
+        write_image(self.displacement_std, folder / "displacement_std.nii.gz")
+        if self.label_uncertainty is not None:
+            write_image(self.label_uncertainty, folder / "label_uncertainty.nii.gz")
 
     def summary(self) -> dict[str, Any]:
         """JSON-able: what ``metrics.json`` holds under ``uncertainty``; the bound is summed up over the anatomy."""
