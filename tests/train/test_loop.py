@@ -21,10 +21,12 @@ from verimorph.errors import InputError, OptionError, ResourceError, VerimorphWa
 from verimorph.methods.card import Card, TrainingData
 from verimorph.methods.checkpoint import save_model
 from verimorph.objective import build_objective
-from verimorph.train.loop import Options, TrainingError, make_fabric, start_weights, train
+from verimorph.train.loop import TrainingError, train
+from verimorph.train.options import Options, make_fabric
 from verimorph.train.phases import Optimiser, Part, Phase
 from verimorph.train.state import checkpoints, read_checkpoint, write_checkpoint
 from verimorph.train.validate import Validation, validate_registration, validate_segmentation
+from verimorph.train.weights import start_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -125,7 +127,8 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.train.phantom import Phantoms, TinyNet
 from verimorph.objective import build_objective
-from verimorph.train.loop import Options, make_fabric, train
+from verimorph.train.loop import train
+from verimorph.train.options import Options, make_fabric
 from verimorph.train.phases import Optimiser, Part, Phase
 from verimorph.train.validate import validate_registration
 
@@ -414,7 +417,8 @@ sys.path.insert(0, {root!r})
 from tests.train.phantom import Phantoms, TinyNet
 from verimorph.errors import ResourceError
 from verimorph.objective import build_objective
-from verimorph.train.loop import Options, make_fabric, train
+from verimorph.train.loop import train
+from verimorph.train.options import Options, make_fabric
 from verimorph.train.phases import Phase
 
 

@@ -18,7 +18,7 @@ from tests.train.phantom import disc
 from verimorph.errors import InputError, OptionError
 from verimorph.methods import method
 from verimorph.methods.checkpoint import load_model
-from verimorph.train.loop import Options
+from verimorph.train.options import Options
 from verimorph.train.recipe import Recipe, assignments, merged, read_recipe, read_yaml, settle
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from verimorph.cli.runtime import error_console, set_threads
 from verimorph.errors import OptionError, nearest
 
 if TYPE_CHECKING:
-    from verimorph.train.loop import Progress
+    from verimorph.train.options import Progress
     from verimorph.train.recipe import Recipe
     from verimorph.train.run import Setup
 

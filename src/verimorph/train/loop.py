@@ -10,154 +10,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from verimorph.errors import InputError, MissingExtraError, OptionError, ResourceError, VerimorphError, nearest
-from verimorph.methods.checkpoint import describe_mismatch, load_weights
+from verimorph.errors import InputError, OptionError, ResourceError, VerimorphError, nearest
 from verimorph.objective import Objective
 from verimorph.train.log import Board, Table
+from verimorph.train.options import Fabric, Options, Progress, Result, make_fabric, seed_everything
 from verimorph.train.passes import Batch, checked_batch, objective_tensors
 from verimorph.train.phases import Phase, assign, rest_frozen
 from verimorph.train.state import checkpoints, random_state, read_checkpoint, set_random_state, write_checkpoint
 from verimorph.train.validate import Validation
-
-try:
-    from lightning_fabric import Fabric, seed_everything
-    from lightning_fabric.strategies import DDPStrategy
-except ImportError as missing:
-    raise MissingExtraError("lightning-fabric", "train", "training") from missing
-
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+from verimorph.train.weights import channels_innermost, innermost, start_weights
 
 
 class TrainingError(VerimorphError):
     """Training that cannot go on: a loss that is no number."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run goes, whatever it trains.
-
-    Attributes
-    ----------
-    seed
-        Of every random number but those of the data.
-    accumulate
-        Batches whose gradients make one step.
-    clip
-        Largest norm of the gradient; None for no limit.
-    ema
-        Share of the old average in each step's average of the weights, e.g. 0.999: the average is what is validated and
-        saved. None: the weights themselves.
-    log_every, validate_every, checkpoint_every
-        Steps; ``validate_every`` None: only at the end.
-    keep
-        Checkpoints on the disk.
-    monitor, highest
-        The measure of the validation that says which model is best, and whether its highest value is. None: ``dice``
-        where there is one, else ``loss``, else the last model is; the highest only of Dice.
-    patience
-        Validations without a better value after which training stops; None: never.
-    minutes
-        Time after which a run ends, whatever steps are left; schedules then follow the time where it is further on than
-        the steps. How far such a run comes depends on the machine: it is not repeated bit for bit. One phase only.
-    channels_last
-        Keep weights and images with the channels innermost, which convolutions on some machines like better.
-    tensorboard
-        Write its event files.
-    """
-
-    seed: int = 0
-    accumulate: int = 1
-    clip: float | None = None
-    ema: float | None = None
-    log_every: int = 10
-    validate_every: int | None = None
-    checkpoint_every: int = 500
-    keep: int = 2
-    monitor: str | None = None
-    highest: bool | None = None
-    patience: int | None = None
-    minutes: float | None = None
-    channels_last: bool = False
-    tensorboard: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("accumulate", "log_every", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; give 1 or more")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise OptionError(f"ema is {self.ema}; give a share between 0 and 1, such as 0.999")
-        if self.minutes is not None and not self.minutes > 0:
-            raise OptionError(f"minutes is {self.minutes}; give a time above 0, or leave it out")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is: what its progress bar shows."""
-
-    phase: str
-    step: int
-    steps: int
-    loss: float
-    steps_per_second: float
-    best: float | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a run.
-
-    Attributes
-    ----------
-    steps
-        Done in all, those before a resume included.
-    metrics, best_step
-        Of the best validation; empty and None without one.
-    seconds, steps_per_second
-        Of this process, validation and checkpoints left out of the latter.
-    stopped_early
-        Whether patience ended it.
-    """
-
-    steps: int
-    metrics: dict[str, float] = field(default_factory=dict)
-    best_step: int | None = None
-    seconds: float = 0.0
-    steps_per_second: float = 0.0
-    stopped_early: bool = False
-
-
-def make_fabric(
-    *, accelerator: str = "auto", devices: int | str = 1, nodes: int = 1, precision: str = "32-true"
-) -> Fabric:
-    """Lightning Fabric for one device, several, or several machines; launched.
-
-    Raises
-    ------
-    OptionError
-        For a precision that is unknown, or a device that is not there.
-    """
-    if precision not in PRECISIONS:
-        raise OptionError(f"unknown precision '{precision}'{nearest(precision, PRECISIONS)}")
-    many = nodes > 1 or (isinstance(devices, int) and devices > 1) or devices in ("auto", "-1")
-    strategy: Any = "auto"
-    if many:
-        # Phases freeze parts, and a model may have heads that an objective does not read.
-        strategy = DDPStrategy(find_unused_parameters=True)
-    try:
-        settings: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "num_nodes": nodes}
-        fabric = Fabric(**settings | {"precision": precision, "strategy": strategy})
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(f"cannot train on {devices} x {accelerator}: {reason}") from error
-    fabric.launch()
-    return fabric
 
 
 def train(
@@ -436,7 +307,7 @@ class _Run:
             if isinstance(value, Tensor):
                 value = value.to(self.fabric.device, non_blocking=True)
                 if self.options.channels_last and value.is_floating_point() and name in ("fixed", "moving", "image"):
-                    value = _innermost(value)
+                    value = innermost(value)
             moved[name] = value
         return moved
 
@@ -612,63 +483,8 @@ def _objective_parameters(objectives: Iterable[Objective]) -> Iterator[tuple[str
                 yield f"objective.{name}", weight
 
 
-def start_weights(model: nn.Module, path: str, *, strict: bool = True) -> int:
-    """Fill a model with the weights of a trained one; the number of tensors that were taken.
-
-    Parameters
-    ----------
-    path
-        Folder of the trained model, or of the run that trained it.
-    strict
-        All names and shapes have to fit; else what fits is taken.
-
-    Raises
-    ------
-    InputError
-        If they do not, or nothing does.
-    """
-    folder = Path(path)
-    inner = folder / "model"
-    tensors, _ = load_weights(inner if (inner / "card.json").is_file() else folder)
-    if strict:
-        problem = describe_mismatch(model, tensors)
-        if problem is not None:
-            raise InputError(f"{path}: does not fit the network: it {problem}; strict: false takes what fits")
-    own = model.state_dict()
-    fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
-        raise InputError(f"{path}: none of its weights fits the network; give a model of the same method")
-    model.load_state_dict(fitting, strict=False)
-    return len(fitting)
-
-
-def _innermost(tensor: Tensor) -> Tensor:
-    kinds = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return tensor.contiguous(memory_format=kinds[tensor.ndim]) if tensor.ndim in kinds else tensor
-
-
-def channels_innermost(model: nn.Module) -> None:
-    """Lay out the weights of convolutions with the channels innermost, in place."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-            module.weight.data = _innermost(module.weight.data)
-
-
 def _out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text
-
-
-__all__ = [
-    "PRECISIONS",
-    "Options",
-    "Progress",
-    "Result",
-    "TrainingError",
-    "channels_innermost",
-    "make_fabric",
-    "start_weights",
-    "train",
-]

@@ -91,7 +91,7 @@ class Recipe(Strict):
         ``32-true``, ``bf16-mixed`` or ``16-mixed``; ``gpu-bf16`` is bf16-mixed on a GPU and 32-true elsewhere.
     seed, ema, clip, log_every, validate_every, checkpoint_every, keep, monitor, highest, patience, minutes,
     channels_last, tensorboard
-        See `verimorph.train.loop.Options`.
+        See `verimorph.train.options.Options`.
     start
         How predictions bring a pair together before the model sees it: ``none``, ``centres``, ``rigid``, ``affine``.
     licence

@@ -22,7 +22,8 @@ from verimorph.io.safe import replacing, require_writable
 from verimorph.methods import method
 from verimorph.methods.card import Card, Label, TrainingData
 from verimorph.methods.checkpoint import save_model
-from verimorph.train.loop import Options, Progress, Result, make_fabric, train
+from verimorph.train.loop import train
+from verimorph.train.options import Options, Progress, Result, make_fabric
 from verimorph.train.phases import Phase
 from verimorph.train.recipe import Recipe
 from verimorph.train.state import checkpoints

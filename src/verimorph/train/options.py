@@ -1,0 +1,140 @@
+"""How a run goes, where it stands, what came of it, and the machine it runs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from verimorph.errors import MissingExtraError, OptionError, nearest
+
+try:
+    from lightning_fabric import Fabric, seed_everything
+    from lightning_fabric.strategies import DDPStrategy
+except ImportError as missing:
+    raise MissingExtraError("lightning-fabric", "train", "training") from missing
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run goes, whatever it trains.
+
+    Attributes
+    ----------
+    seed
+        Of every random number but those of the data.
+    accumulate
+        Batches whose gradients make one step.
+    clip
+        Largest norm of the gradient; None for no limit.
+    ema
+        Share of the old average in each step's average of the weights, e.g. 0.999: the average is what is validated and
+        saved. None: the weights themselves.
+    log_every, validate_every, checkpoint_every
+        Steps; ``validate_every`` None: only at the end.
+    keep
+        Checkpoints on the disk.
+    monitor, highest
+        The measure of the validation that says which model is best, and whether its highest value is. None: ``dice``
+        where there is one, else ``loss``, else the last model is; the highest only of Dice.
+    patience
+        Validations without a better value after which training stops; None: never.
+    minutes
+        Time after which a run ends, whatever steps are left; schedules then follow the time where it is further on than
+        the steps. How far such a run comes depends on the machine: it is not repeated bit for bit. One phase only.
+    channels_last
+        Keep weights and images with the channels innermost, which convolutions on some machines like better.
+    tensorboard
+        Write its event files.
+    """
+
+    seed: int = 0
+    accumulate: int = 1
+    clip: float | None = None
+    ema: float | None = None
+    log_every: int = 10
+    validate_every: int | None = None
+    checkpoint_every: int = 500
+    keep: int = 2
+    monitor: str | None = None
+    highest: bool | None = None
+    patience: int | None = None
+    minutes: float | None = None
+    channels_last: bool = False
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("accumulate", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise OptionError(f"ema is {self.ema}; give a share between 0 and 1, such as 0.999")
+        if self.minutes is not None and not self.minutes > 0:
+            raise OptionError(f"minutes is {self.minutes}; give a time above 0, or leave it out")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: what its progress bar shows."""
+
+    phase: str
+    step: int
+    steps: int
+    loss: float
+    steps_per_second: float
+    best: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run.
+
+    Attributes
+    ----------
+    steps
+        Done in all, those before a resume included.
+    metrics, best_step
+        Of the best validation; empty and None without one.
+    seconds, steps_per_second
+        Of this process, validation and checkpoints left out of the latter.
+    stopped_early
+        Whether patience ended it.
+    """
+
+    steps: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_step: int | None = None
+    seconds: float = 0.0
+    steps_per_second: float = 0.0
+    stopped_early: bool = False
+
+
+def make_fabric(
+    *, accelerator: str = "auto", devices: int | str = 1, nodes: int = 1, precision: str = "32-true"
+) -> Fabric:
+    """Lightning Fabric for one device, several, or several machines; launched.
+
+    Raises
+    ------
+    OptionError
+        For a precision that is unknown, or a device that is not there.
+    """
+    if precision not in PRECISIONS:
+        raise OptionError(f"unknown precision '{precision}'{nearest(precision, PRECISIONS)}")
+    many = nodes > 1 or (isinstance(devices, int) and devices > 1) or devices in ("auto", "-1")
+    strategy: Any = "auto"
+    if many:
+        # Phases freeze parts, and a model may have heads that an objective does not read.
+        strategy = DDPStrategy(find_unused_parameters=True)
+    try:
+        settings: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "num_nodes": nodes}
+        fabric = Fabric(**settings | {"precision": precision, "strategy": strategy})
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"cannot train on {devices} x {accelerator}: {reason}") from error
+    fabric.launch()
+    return fabric
+
+
+__all__ = ["PRECISIONS", "Fabric", "Options", "Progress", "Result", "make_fabric", "seed_everything"]
