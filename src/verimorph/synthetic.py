@@ -29,7 +29,8 @@ def random_affine(
     *,
     rotation_degrees: float = 15.0,
     scale_percent: float = 10.0,
-    translation_mm: float = 10.0,
+    translation_mm: float | Float[ndarray, " d"] = 10.0,
+    axis: Float[ndarray, " d"] | None = None,
     seed: int = 0,
 ) -> Affine:
     """Return an affine map of given strength about a point: ``y = c + R S (x - c) + t``.
@@ -39,11 +40,13 @@ def random_affine(
     centre
         The point c that only the translation moves, mm.
     rotation_degrees
-        Angle of R, about a random axis (3-D).
+        Angle of R.
+    axis
+        Direction that R turns about (3-D); default random.
     scale_percent
         S is diagonal with one factor ``1 + scale_percent / 100`` and the others between its inverse and it.
     translation_mm
-        Length of t, in a random direction.
+        Length of t, in a random direction; or t itself.
     seed
         Equal seeds give equal maps.
     """
@@ -53,14 +56,16 @@ def random_affine(
     if d == 2:
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     else:
-        x, y, z = _direction(random, 3)
+        drawn = _direction(random, 3)
+        x, y, z = drawn if axis is None else axis / np.linalg.norm(axis)
         cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
         turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross  # Rodrigues' formula
     most = np.log1p(scale_percent / 100)
     factors = np.exp(random.permutation(np.append(most, random.uniform(-most, most, d - 1))))
     matrix = np.eye(d + 1)
     matrix[:d, :d] = turn * factors
-    matrix[:d, d] = centre - matrix[:d, :d] @ centre + translation_mm * _direction(random, d)
+    shift = translation_mm if isinstance(translation_mm, np.ndarray) else translation_mm * _direction(random, d)
+    matrix[:d, d] = centre - matrix[:d, :d] @ centre + shift
     return Affine(matrix)
 
 

@@ -263,24 +263,74 @@ def _smooth(x: Tensor, grid: Grid, width: float) -> Tensor:
 
 
 def _image_maps(base: Level, u: Tensor, matrix: ndarray, unit: float) -> dict[str, Tensor]:
-    """Local correlation that is left, texture in its weakest direction, stretch of the field."""
+    """Local correlation that is left, texture in its weakest direction, stretch and bend of the field, borders."""
     grid = base.fixed.grid
     fixed = base.fixed.tensor
     moved = field.warp(base.moving.tensor, u, matrix=base.moving.grid.inverse_affine @ matrix @ grid.affine)
     out: dict[str, Tensor] = {}
     for width in (1.5, 4.0):
-        mean_f, mean_m = _smooth(fixed, grid, width), _smooth(moved, grid, width)
-        var_f = (_smooth(fixed.square(), grid, width) - mean_f.square()).clamp_min(0)
-        var_m = (_smooth(moved.square(), grid, width) - mean_m.square()).clamp_min(0)
-        cross = _smooth(fixed * moved, grid, width) - mean_f * mean_m
-        out[f"mismatch {width:g}"] = (1 - cross.square() / (var_f * var_m + 1e-8)).clamp(0, 1)[0, 0]
-        out[f"contrast {width:g}"] = (var_f.sqrt() * var_m.sqrt()).sqrt()[0, 0]
-    out["texture"] = _texture(fixed, grid)
+        mismatch, contrast = _local_correlation(fixed, moved, grid, width)
+        out[f"mismatch {width:g}"], out[f"contrast {width:g}"] = mismatch, contrast
+    # Noise hides what differs in shape; a little smoothing takes it away and leaves the difference.
+    soft = [_smooth(image, grid, 1.0) for image in (fixed, moved)]
+    out["mismatch soft"] = _local_correlation(*soft, grid, 4.0)[0]
+    out["texture"] = _texture(fixed, grid, 2.0)
+    out["texture 6"] = _texture(fixed, grid, 6.0)
     out["stretch"] = field.jacobian_determinant(u)[0].clamp_min(1e-3).log().abs()
+    out |= _strain(u, grid, unit)
+    out["border"] = _border(base, u, matrix, unit)
     return out
 
 
-def _texture(image: Tensor, grid: Grid) -> Tensor:
+def _local_correlation(fixed: Tensor, moved: Tensor, grid: Grid, width: float) -> tuple[Tensor, Tensor]:
+    """``1 - r^2`` of the two images over a Gaussian neighbourhood, and the geometric mean of their local contrasts."""
+    mean_f, mean_m = _smooth(fixed, grid, width), _smooth(moved, grid, width)
+    var_f = (_smooth(fixed.square(), grid, width) - mean_f.square()).clamp_min(0)
+    var_m = (_smooth(moved.square(), grid, width) - mean_m.square()).clamp_min(0)
+    cross = _smooth(fixed * moved, grid, width) - mean_f * mean_m
+    mismatch = (1 - cross.square() / (var_f * var_m + 1e-8)).clamp(0, 1)[0, 0]
+    return mismatch, (var_f.sqrt() * var_m.sqrt()).sqrt()[0, 0]
+
+
+def _strain(u: Float[Tensor, "1 d *space"], grid: Grid, unit: float) -> dict[str, Tensor]:
+    """Change of shape without that of volume, and how fast the field turns from place to place, per unit length."""
+    d = grid.ndim
+    mm = u[0] * torch.tensor(grid.spacing, dtype=u.dtype, device=u.device).view(d, *[1] * d)
+
+    def along(values: Tensor, axis: int) -> Tensor:
+        if values.shape[axis] < 2:
+            return torch.zeros_like(values)
+        return torch.gradient(values, dim=axis, spacing=float(grid.spacing[axis]))[0]
+
+    slopes = [[along(mm[c], a) for a in range(d)] for c in range(d)]
+    volume = torch.stack([slopes[a][a] for a in range(d)]).sum(0) / d
+    shear = torch.zeros_like(mm[0])
+    bend = torch.zeros_like(mm[0])
+    for c in range(d):
+        for a in range(d):
+            strain = (slopes[c][a] + slopes[a][c]) / 2 - (volume if a == c else 0)
+            shear += strain.square()
+            bend += along(slopes[c][a], a).square()
+    return {
+        "shear": _smooth(shear[None, None], grid, 1.0).sqrt()[0, 0],
+        "bend": unit * _smooth(bend[None, None], grid, 1.0).sqrt()[0, 0],
+    }
+
+
+def _border(base: Level, u: Tensor, matrix: ndarray, unit: float) -> Tensor:
+    """Distance of a voxel to the nearest face of the fixed image, or of where it goes to one of the moving image."""
+    grid, other = base.fixed.grid, base.moving.grid
+    away = torch.full(tuple(grid.shape), math.inf, dtype=u.dtype, device=u.device)
+    here = field.voxel_index(tuple(grid.shape), device=u.device, dtype=u.dtype)[0]
+    there = _positions(u, other.inverse_affine @ matrix @ grid.affine)
+    for index, own in ((here, grid), (there, other)):
+        for axis, (size, spacing) in enumerate(zip(own.shape, own.spacing, strict=True)):
+            inset = torch.minimum(index[axis], size - 1 - index[axis]) + 0.5
+            away = torch.minimum(away, inset.clamp_min(0) * (float(spacing) / unit))
+    return away
+
+
+def _texture(image: Tensor, grid: Grid, width: float) -> Tensor:
     """Square root of the structure tensor's smallest eigenvalue, nearly: the slope along the direction with least.
 
     ``det S / sum of the principal minors`` is the smallest eigenvalue where one is much smaller than the others, and at
@@ -297,7 +347,7 @@ def _texture(image: Tensor, grid: Grid) -> Tensor:
     s = {}
     for a in range(d):
         for b in range(a, d):
-            s[a, b] = _smooth((slope[a] * slope[b])[None, None], grid, 2.0)[0, 0]
+            s[a, b] = _smooth((slope[a] * slope[b])[None, None], grid, width)[0, 0]
     if d == 2:
         return ((s[0, 0] * s[1, 1] - s[0, 1] ** 2) / (s[0, 0] + s[1, 1] + 1e-12)).clamp_min(0).sqrt()
     m0 = s[1, 1] * s[2, 2] - s[1, 2] ** 2

@@ -1,8 +1,8 @@
 """Pairs of real images whose true transform is known: one image, deformed, and shown as another scan would show it.
 
 The fixed image is the real one read through the truth, ``fixed(x) = image(T(x))``, so that T is exact at every voxel
-and no inverse is needed; then both get other noise, and the fixed one another contrast and uneven brightness. The
-moving image keeps its voxels.
+and no inverse is needed; then both get noise of their own, and the fixed one, in half of the pairs, another contrast
+and uneven brightness. The moving image keeps its voxels.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.prepare import default_background
 from verimorph.synthetic import bias_field, random_affine, random_deformation
-from verimorph.transform import Composite
+from verimorph.transform import Affine, Composite, DisplacementField
 
 SMALLEST = 0.002
 """A deformation that cannot be made invertible is made weaker, down to this share of the anatomy's extent."""
+
+THIN = 3.0
+"""How many times as wide as thick a stack of slices is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,7 @@ class KnownPair:
     foreground
         Where the anatomy is, on the fixed grid.
     strength
-        Mean length of the deformation over the anatomy, mm (without the affine part).
+        Mean length of the deformation over what it moves, mm (without the affine part).
     """
 
     fixed: Image
@@ -48,26 +51,141 @@ class KnownPair:
     strength: float
 
 
+@dataclass(frozen=True)
+class Appearance:
+    """How a scan shows what is there: drawn anew for each image of a pair.
+
+    Attributes
+    ----------
+    gamma, bias
+        Exponent of the intensities; largest logarithm of the uneven brightness.
+    noise
+        Standard deviation of white noise, share of the range of intensities.
+    clutter, grain
+        The same of noise that hangs together, and over how many voxels: flow, motion, what one scan has alone.
+    """
+
+    gamma: float = 1.0
+    bias: float = 0.0
+    noise: float = 0.0
+    clutter: float = 0.0
+    grain: float = 1.0
+
+
 def known_pair(image: Image, *, seed: int = 0) -> KnownPair:
     """Return a pair with a known answer, made of one real image; equal seeds give equal pairs.
 
-    Drawn from the seed: mean displacement 0.5 to 5 % of the anatomy's extent, on three scales of 60, 30 and 15 % of it
-    (weights of the fine ones between none and half of the coarse); rotation to 12 degrees, scale to 8 %, translation to
-    8 % of the extent; gamma 0.7 to 1.4, brightness uneven by up to a fifth, normal noise of 0.5 to 4 % of the range of
-    intensities in the fixed image and a quarter of it in the moving one.
+    Drawn from the seed. *Motion*: in two of three pairs of everything, as between two people or two positions: mean
+    displacement 0.5 to 5 % of the anatomy's extent, on three scales of 60, 30 and 15 % of it (weights of the fine ones
+    between none and half of the coarse), rotation to 12 degrees, scale to 8 %, translation to 8 % of each side. In one
+    of three, of a part, as of a heart in a chest: the same within a ball of 15 to 35 % of the extent, 1 to 8 % of the
+    ball, and nothing else but, in half of these, a small rigid motion. *Looks*: in half of the pairs both scans are of
+    one kind; in the others the fixed one has gamma 0.7 to 1.4 and brightness uneven by up to a fifth. Both have white
+    noise of 0.1 to 4 % of the range of intensities, and half of the pairs noise that hangs together over 1 to 3 voxels.
     """
     random = np.random.default_rng(seed)
     inside = foreground(image)
     extent = _extent(image.grid, inside)
+    if random.uniform() < 2 / 3:
+        truth, mean = _whole_motion(image.grid, inside, extent, random, seed)
+    else:
+        truth, mean = _part_motion(image.grid, inside, extent, random, seed)
+    noises = np.exp(random.uniform(np.log(0.001), np.log(0.04), 2))
+    clutter = random.uniform(0, 0.02) if random.uniform() < 0.5 else 0.0
+    own = {"clutter": clutter, "grain": float(random.uniform(1, 3))}
+    other = {"gamma": random.uniform(0.7, 1.4), "bias": random.uniform(0, 0.2)} if random.uniform() < 0.5 else {}
+    first = Appearance(noise=float(noises.max()), **own, **other)
+    second = Appearance(noise=float(noises.min()), **own)
+    low, high = (float(v) for v in np.percentile(image.array, (0.5, 99.5)))
+    spread = max(high - low, 1e-6)
+    plain = Image.from_array((image.array.astype(np.float32) - low) / spread, image.grid, name=image.name)
+    background = (default_background(image) - low) / spread
+    seen = truth.resample(plain, image.grid, interpolation="linear", background=background).array
+    shown = [_shown(values, look, image.grid, random, seed) for values, look in ((seen, first), (plain.array, second))]
+    carried = truth.resample(
+        Image.from_array(inside.astype(np.uint8), image.grid), image.grid, interpolation="nearest"
+    ).array
+    fixed, moving = (
+        Image.from_array((values * spread + low).astype(np.float32), image.grid, name=name)
+        for values, name in zip(shown, ("fixed", "moving"), strict=True)
+    )
+    return KnownPair(fixed, moving, truth, carried > 0, mean)
+
+
+def _whole_motion(
+    grid: Grid, inside: Bool[ndarray, "*space"], extent: float, random: np.random.Generator, seed: int
+) -> tuple[Composite, float]:
+    """A deformation of all of the anatomy, then an affine map."""
     mean = extent * float(np.exp(random.uniform(np.log(0.005), np.log(0.05))))
+    bend, mean = _bend(grid, inside, extent, mean, random, seed)
+    linear = _linear(grid, inside, random, seed, rotation=12.0, scale=8.0, translation=0.08)
+    return Composite([bend, linear]), mean
+
+
+def _part_motion(
+    grid: Grid, inside: Bool[ndarray, "*space"], extent: float, random: np.random.Generator, seed: int
+) -> tuple[Composite, float]:
+    """A deformation of what lies in a ball, and in half of the cases a small rigid motion of everything."""
+    places = np.argwhere(inside)
+    centre = grid.index_to_world(places[random.integers(len(places))])
+    radius = extent * float(random.uniform(0.15, 0.35))
+    near = np.zeros_like(inside)
+    near[tuple(places.T)] = np.linalg.norm(grid.index_to_world(places) - centre, axis=1) < radius
+    mean = 2 * radius * float(np.exp(random.uniform(np.log(0.01), np.log(0.08))))
+    bend, mean = _bend(grid, near, 2 * radius, mean, random, seed)
+    still = random.uniform() < 0.5
+    linear = _linear(
+        grid, inside, random, seed, rotation=0.0 if still else 2.0, scale=0.0, translation=0.0 if still else 0.01
+    )
+    return Composite([bend, linear]), mean
+
+
+def _linear(
+    grid: Grid,
+    inside: Bool[ndarray, "*space"],
+    random: np.random.Generator,
+    seed: int,
+    *,
+    rotation: float,
+    scale: float,
+    translation: float,
+) -> Affine:
+    """An affine map of at most this strength: degrees, per cent, and share of each side of the anatomy.
+
+    What is less than a third as thick as it is wide, such as a stack of few slices, is turned within its plane: turned
+    out of it, most of it would leave the image.
+    """
+    points = np.argwhere(inside)
+    sides = (points.max(0) - points.min(0) + 1) * grid.spacing
+    directions = grid.affine[:-1, :-1] / grid.spacing
+    thin = grid.ndim == 3 and sides.min() < sides.max() / THIN
+    shift = directions @ (random.uniform(-translation, translation, grid.ndim) * sides)
+    return random_affine(
+        grid.index_to_world(points.mean(0)),
+        rotation_degrees=float(random.uniform(0, rotation)),
+        scale_percent=float(random.uniform(0, scale)),
+        translation_mm=shift,
+        axis=directions[:, int(sides.argmin())] if thin else None,
+        seed=seed + 1,
+    )
+
+
+def _bend(
+    grid: Grid,
+    where: Bool[ndarray, "*space"],
+    extent: float,
+    mean: float,
+    random: np.random.Generator,
+    seed: int,
+) -> tuple[DisplacementField, float]:
+    """A deformation of what is in a mask, made weaker until it can be inverted, and its mean length, mm."""
     fine = random.uniform(0, 0.5, 2)
-    bend = None
-    while bend is None:
+    while True:
         try:
             bend = random_deformation(
-                image.grid,
+                grid,
                 mean_mm=mean,
-                mask=inside,
+                mask=where,
                 radii_mm=(0.6 * extent, 0.3 * extent, 0.15 * extent),
                 weights=(1.0, float(fine[0]), float(fine[0] * fine[1])),
                 seed=seed,
@@ -76,34 +194,25 @@ def known_pair(image: Image, *, seed: int = 0) -> KnownPair:
             mean *= 0.7
             if mean < SMALLEST * extent:
                 raise
-    linear = random_affine(
-        image.grid.index_to_world(np.argwhere(inside).mean(0)),
-        rotation_degrees=float(random.uniform(0, 12)),
-        scale_percent=float(random.uniform(0, 8)),
-        translation_mm=float(random.uniform(0, 0.08)) * extent,
-        seed=seed + 1,
-    )
-    truth = Composite([bend, linear])
-    low, high = (float(v) for v in np.percentile(image.array, (0.5, 99.5)))
-    spread = max(high - low, 1e-6)
-    values = image.array.astype(np.float32)
-    background = (default_background(image) - low) / spread
-    plain = Image.from_array((values - low) / spread, image.grid, name=image.name)
-    seen = truth.resample(plain, image.grid, interpolation="linear", background=background).array
-    gamma, bias, noise = random.uniform(0.7, 1.4), random.uniform(0, 0.2), random.uniform(0.005, 0.04)
-    shown = np.clip(seen, 0, None) ** np.float32(gamma) * bias_field(image.grid.shape, strength=bias, seed=seed)
-    shown += np.float32(noise) * random.standard_normal(shown.shape, dtype=np.float32)
-    kept = plain.array + np.float32(noise / 4) * random.standard_normal(shown.shape, dtype=np.float32)
-    carried = truth.resample(
-        Image.from_array(inside.astype(np.uint8), image.grid), image.grid, interpolation="nearest"
-    ).array
-    return KnownPair(
-        Image.from_array((shown * spread + low).astype(np.float32), image.grid, name="fixed"),
-        Image.from_array((kept * spread + low).astype(np.float32), image.grid, name="moving"),
-        truth,
-        carried > 0,
-        mean,
-    )
+        else:
+            return bend, mean
+
+
+def _shown(
+    values: Float[ndarray, "*space"], look: Appearance, grid: Grid, random: np.random.Generator, seed: int
+) -> Float[ndarray, "*space"]:
+    """Intensities, anatomy from 0 to 1, as a scan of this look shows them."""
+    if look.gamma != 1:
+        values = np.clip(values, 0, None) ** np.float32(look.gamma)
+    if look.bias > 0:
+        values = values * bias_field(values.shape, strength=look.bias, seed=seed)
+    noise = np.float32(look.noise) * random.standard_normal(values.shape, dtype=np.float32)
+    if look.clutter > 0:
+        finest = float(grid.spacing.min())
+        rough = random.standard_normal(values.shape, dtype=np.float32)
+        soft = ndimage.gaussian_filter(rough, [look.grain * finest / float(s) for s in grid.spacing])
+        noise += np.float32(look.clutter / max(float(soft.std()), 1e-12)) * soft
+    return values + noise
 
 
 def foreground(image: Image) -> Bool[ndarray, "*space"]:

@@ -46,6 +46,7 @@ WORDS = {
     "grain": "the field changes from voxel to voxel as sound ones do not",
     "scale": "the linear part changes the volume much",
     "mirror": "left and right fit better when exchanged",
+    "restart": "another start leads to a better fit",
     "linear": "the linear part can still be improved",
 }
 """What each fact means when it speaks against a registration."""
@@ -90,7 +91,7 @@ def pair_facts(registration: Registration, evidence: Evidence, near: Bool[ndarra
     inside = fields.warp(torch.ones_like(there), u, matrix=voxel)[0, 0].numpy() > 0.5
     both = float((moved & near).sum())
     stretch = maps["stretch"].cpu()[where]
-    mirror, linear = _second_opinions(registration, matrix)
+    gains = _second_opinions(registration, matrix)
     return {
         "forward": math.log(quantile("forward 1", 0.5) + 0.02),
         "forward p90": math.log(quantile("forward 1", 0.9) + 0.02),
@@ -103,9 +104,7 @@ def pair_facts(registration: Registration, evidence: Evidence, near: Bool[ndarra
         "roughness": math.log(float(stretch.square().mean().sqrt()) + 0.02),
         "grain": math.log(_grain(registration.jacobian.array, foreground(registration.fixed)) + 0.005),
         "scale": abs(math.log(max(abs(float(np.linalg.det(matrix[:-1, :-1]))), 1e-3))),
-        "mirror": math.asinh(mirror / SMALL_GAIN),
-        "linear": math.asinh(linear / SMALL_GAIN),
-    }
+    } | {name: math.asinh(gain / SMALL_GAIN) for name, gain in gains.items()}
 
 
 def _grain(jacobian: Float[ndarray, "*space"], inside: Bool[ndarray, "*space"]) -> float:
@@ -122,11 +121,12 @@ def _grain(jacobian: Float[ndarray, "*space"], inside: Bool[ndarray, "*space"]) 
     return math.sqrt(total / max(count, 1))
 
 
-def _second_opinions(registration: Registration, matrix: Float[ndarray, "h h"]) -> tuple[float, float]:
-    """How much better an affine fit is when left and right are exchanged, and by how much it can still be improved.
+def _second_opinions(registration: Registration, matrix: Float[ndarray, "h h"]) -> dict[str, float]:
+    """How much better other affine fits are: by how much the loss falls, on a copy of some ten thousand voxels.
 
-    Both on a copy of some ten thousand voxels, in units of the similarity. Exchanged means mirrored in the world plane
-    through the middle of the moving anatomy.
+    ``mirror``: from the linear part, mirrored in the world plane through the middle of the moving anatomy.
+    ``restart``: the best of starts that know nothing of it: middle on middle, and half a turn of that about each axis.
+    ``linear``: from the linear part itself.
     """
     from verimorph.uncertainty.known import foreground
 
@@ -138,19 +138,31 @@ def _second_opinions(registration: Registration, matrix: Float[ndarray, "h h"]) 
     spacing = 0.75 * start_spacing(first.grid, second.grid)
     level = make_level(fixed=first, moving=second, shrink=1, spacing_mm=spacing)
     measure = make_measure(recipe.similarity, radius=LINEAR_RADIUS)
-    points = registration.moving.grid.index_to_world(np.argwhere(foreground(registration.moving)))
-    middle = points.mean(0)
+    here, middle = (
+        image.grid.index_to_world(np.argwhere(foreground(image))).mean(0)
+        for image in (registration.fixed, registration.moving)
+    )
     d = registration.fixed.grid.ndim
-    mirror = np.eye(d + 1)
-    mirror[0, 0], mirror[0, d] = -1.0, 2 * middle[0]
-    values = []
+
+    def about_middle(signs: Sequence[float]) -> Float[ndarray, "h h"]:
+        """Axes of the world reversed, the middle of the moving anatomy kept."""
+        change = np.diag([*signs, 1.0])
+        change[:d, d] = middle - change[:d, :d] @ middle
+        return change
+
+    centred = np.eye(d + 1)
+    centred[:d, d] = middle - here
+    half_turns = [[-1.0] * d] if d == 2 else [[1.0 if a == axis else -1.0 for a in range(3)] for axis in range(3)]
+    starts = [matrix, about_middle([-1.0] + [1.0] * (d - 1)) @ matrix, centred]
+    starts += [about_middle(signs) @ centred for signs in half_turns]
     kind: LinearKind = "rigid" if settings.get("transform") == "rigid" else "affine"
     with pipeline.one_blas_thread():
-        for start in (matrix, mirror @ matrix):
-            _, value = solve_linear(level=level, measure=measure, start=start, kind=kind, iterations=_SECOND_OPINION)
-            values.append(float(value))
-        here = LinearObjective(level, measure).value_and_slope(matrix)[0]
-    return values[0] - values[1], float(here) - values[0]
+        values = [
+            float(solve_linear(level=level, measure=measure, start=start, kind=kind, iterations=_SECOND_OPINION)[1])
+            for start in starts
+        ]
+        now = float(LinearObjective(level, measure).value_and_slope(matrix)[0])
+    return {"mirror": values[0] - values[1], "restart": values[0] - min(values[2:]), "linear": now - values[0]}
 
 
 def judge(facts: Mapping[str, float], calibration: Calibration) -> Verdict:

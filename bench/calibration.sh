@@ -1,0 +1,33 @@
+#!/bin/sh
+# The packaged calibration of the error bound, from nothing: known deformations kind by kind, pairs of real scans, the
+# fit. About an hour on two cores. Cases lie in KEEP, so that it goes on where it was stopped.
+#
+#     VERIMORPH_DATA=... sh bench/calibration.sh [KEEP]
+#
+# Then the verdict: bench/verdict.py. Copy KEEP/general.json to src/verimorph/uncertainty/calibrations first.
+set -e
+keep=${1:-runs/calibration}
+data=${VERIMORPH_DATA:-../shared/data}
+here=$(dirname "$0")
+known() { # kind, cases, patterns below the data
+    kind=$1 cases=$2
+    shift 2
+    for pattern in "$@"; do
+        set -- "$@" "$kind=$data/$pattern"
+        shift
+    done
+    verimorph calibrate "$@" -n "$cases" --keep "$keep" --check general # measures the cases, learns nothing yet
+}
+mkdir -p "$keep"
+known hippocampus 12 'hippocampus_mr/*0[0-2]?_image.nii.gz'
+known cardiac 14 'cardiac_cine_acdc/*_ed_image.nii.gz'
+known spine 6 'spine_multimodal/t?.nii.gz' 'spine_multimodal/t2s.nii.gz'
+known lung-mr 8 'lung_mr_proton/*_h1.nii.gz'
+known lung-ct 10 'lung_ct_pair/fixed_baseline.nii.gz' 'lung_ct_pair/moving_followup.nii.gz'
+known abdomen 10 'abdomen_mr_chaos/*_t2spir.nii.gz'
+known brain 12 'brain_t1_oasis/*_t1_brain.nii.gz'
+known head 6 'brain_multimodal_ms/*visit?_*[RW].nii.gz'
+VERIMORPH_DATA=$data verimorph calibrate --pairs "$here/calibration-pairs.csv" --keep "$keep" --check general
+verimorph calibrate --keep "$keep" -o "$keep/general.json" --name general --for "known deformations of brain T1 \
+(skull-stripped), cardiac cine MR, abdominal MR, lung CT and MR, hippocampus MR, raw head MR and cervical spine MR, \
+and pairs of such scans (not lung CT, head and spine)"
