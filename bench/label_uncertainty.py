@@ -5,8 +5,10 @@
     python bench/label_uncertainty.py table -o runs/cardiac/scores
 
 Scores the networks that recipes/cardiac trained (runs/cardiac/half1/..., half2/...) on the patients each fold held out,
-both directions, on the model's grid, T draws a pair; a pair that is scored already is passed over. `table` writes
-`table.md` and `maps.png`: one slice, the error of its labels, four maps. The picture names nobody.
+both directions, on the model's grid, T draws a pair; a pair that is scored already is passed over. Beside them what
+needs no training, with its defaults: `engine`, this project's, and `syn`, that of ANTsPy (after `verimorph bench
+setup ants`). `table` writes `table.md` and `maps.png`: one slice, the error of its labels, four maps. The picture names
+nobody.
 """
 
 from __future__ import annotations
@@ -16,11 +18,19 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-METHODS = ("voxelmorph", "transmorph", "proposed", "aleatoric")
+if TYPE_CHECKING:
+    from verimorph.image import Image
+    from verimorph.transform import Transform
+
+TRAINED = ("voxelmorph", "transmorph", "proposed", "aleatoric")
+METHODS = ("syn", "engine", *TRAINED)
+RECIPE = Path("recipes/cardiac/transmorph.yaml")
 STRUCTURES = {1: "RV", 2: "MYO", 3: "LV"}
 PUBLISHED_DICE = {
     "unregistered": (0.595, 0.608, 0.445, 0.549),
+    "syn": (0.691, 0.634, 0.687, 0.670),
     "voxelmorph": (0.836, 0.788, 0.786, 0.803),
     "transmorph": (0.859, 0.824, 0.832, 0.838),
     "proposed": (0.861, 0.824, 0.834, 0.839),
@@ -57,43 +67,86 @@ def measured(displacement) -> dict[str, float]:
     return {"folding_percent": folding_percent(jacobian_determinant(displacement)[0].numpy()), "ndv_percent": percent}
 
 
+def registered(method: str, fixed: Image, moving: Image) -> Transform:
+    """The transform of a method that needs no training."""
+    if method == "engine":
+        from verimorph.registration import register
+
+        return register(fixed=fixed, moving=moving).transform
+    import subprocess
+    import tempfile
+
+    from verimorph.bench.environments import interpreter
+    from verimorph.io import read_transform, write_image
+    from verimorph.transform import Composite
+
+    python = interpreter("ants", "bench/environments")
+    assert python is not None
+    with tempfile.TemporaryDirectory() as folder:
+        names = [str(Path(folder) / f"{name}.nii.gz") for name in ("fixed", "moving")]
+        for image, name in zip((fixed, moving), names, strict=True):
+            write_image(image, name)
+        call = "type_of_transform='SyN', random_seed=1, outprefix=" + repr(f"{folder}/syn_")
+        code = f"import ants; a, b = map(ants.image_read, {names!r}); ants.registration(a, b, {call})"
+        subprocess.run([str(python), "-c", code], check=True, capture_output=True)
+        parts = [read_transform(f"{folder}/syn_{part}") for part in ("1Warp.nii.gz", "0GenericAffine.mat")]
+    return Composite(parts)
+
+
+def ready(method: str, args: argparse.Namespace) -> str:
+    """Empty, or why a method cannot be scored."""
+    if method == "syn":
+        from verimorph.bench.environments import interpreter
+
+        return "" if interpreter("ants", "bench/environments") else "bench/environments/ants: not set up"
+    folder = args.runs / f"half{args.fold}" / method / "model"
+    return "" if method == "engine" or folder.is_dir() else f"{folder}: not trained"
+
+
 def score(args: argparse.Namespace) -> None:
-    """Score every network of a fold on the pairs it never saw."""
+    """Score every method on the pairs of a fold that no network of the fold saw."""
     import numpy as np
     import torch
+    import yaml
 
     from verimorph.data.config import build_data
     from verimorph.nn.heads.label_variance import LabelUncertaintyNetwork
     from verimorph.predict.checks import load_for
     from verimorph.predict.registrar import is_random
-    from verimorph.uncertainty.sampler import ModuleSampler
+    from verimorph.uncertainty.sampler import Draw, ModuleSampler
     from verimorph.uncertainty.segmentation import label_uncertainty, moved_dice, one_hot, score_maps
 
     torch.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
     values = list(STRUCTURES)
+    given = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["data"]
+    data = build_data({**given, "train": f"half{args.fold}-train", "validation": f"half{args.fold}-score"})
     for method in args.methods:
-        folder = args.runs / f"half{args.fold}" / method / "model"
-        if not folder.is_dir():
-            print(f"{folder}: not trained; passed over")
+        if why := ready(method, args):
+            print(f"{why}; passed over")
             continue
-        module, card, _ = load_for(folder, task="registration")
-        module.eval()
-        variant = ""
-        if args.batch_statistics:
-            assert isinstance(module, LabelUncertaintyNetwork), "only proposed has batch statistics"
-            module.variance.batch_statistics, variant = True, "-batch"
-        data = build_data({**card.recipe["data"], "validation": f"half{args.fold}-score"})
+        module, steps, variant = None, 0, ""
+        if method in TRAINED:
+            module, card, _ = load_for(args.runs / f"half{args.fold}" / method / "model", task="registration")
+            module.eval()
+            steps = card.steps
+            if args.batch_statistics:
+                assert isinstance(module, LabelUncertaintyNetwork), "only proposed has batch statistics"
+                module.variance.batch_statistics, variant = True, "-batch"
         for number, batch in enumerate(data.validation_batches()):
             file = args.output / f"{method}{variant}-fold{args.fold}-{number}.json"
             if file.exists():
                 continue
             begun, pair = time.perf_counter(), images(batch)
-            random = is_random(module) and args.draws > 1
-            sampler = ModuleSampler(module, fixed=batch["fixed"], moving=batch["moving"], random=random)
+            random = module is not None and is_random(module) and args.draws > 1
             draws = args.draws if random else 2  # twice the same field, for the moments
+            if module is None:
+                stream = iter([Draw(registered(method, pair["fixed"], pair["moving"]))] * draws)
+            else:
+                sampler = ModuleSampler(module, fixed=batch["fixed"], moving=batch["moving"], random=random)
+                stream = sampler.draws(draws, torch.Generator().manual_seed(args.seed))
             maps = label_uncertainty(
-                sampler.draws(draws, torch.Generator().manual_seed(args.seed)),
+                stream,
                 fixed=pair["fixed"],
                 moving=pair["moving"],
                 moving_labels=pair["moving_labels"],
@@ -104,7 +157,7 @@ def score(args: argparse.Namespace) -> None:
                 "fold": args.fold,
                 "pair": number,
                 "draws": draws if random else 1,
-                "steps": card.steps,
+                "steps": steps,
                 "dice": moved_dice(pair["fixed_labels"], maps.moved_labels, values),
                 "before": moved_dice(pair["fixed_labels"], one_hot(pair["moving_labels"], values), values),
                 **measured(maps.mean_displacement),
@@ -145,14 +198,15 @@ def table(args: argparse.Namespace) -> None:
 
     lines = ["| method | LV Dice | RV Dice | MYO Dice | mean Dice | folding % | NDV % | pairs | T | steps |"]
     lines += ["|---|---|---|---|---|---|---|---|---|---|"]
-    some = next((by[name] for name in ("proposed", "transmorph", "voxelmorph") if by.get(name)), [])
+    by = {name: by[name] for name in sorted(by, key=lambda name: METHODS.index(name.removesuffix("-batch")))}
+    some = max(by.values(), key=len, default=[])
     if some:
         before = shown([[one["before"][str(k)] for k in ORDER] for one in some])
         lines += [f"| unregistered | {before} | - | - | {len(some)} | - | - |"]
         lines += [f"| unregistered, published | {given(PUBLISHED_DICE['unregistered'])} | | | | | |"]
     for name, cases in by.items():
         folding, volume = (np.mean([one[key] for one in cases]) for key in ("folding_percent", "ndv_percent"))
-        steps = ", ".join(sorted({str(one["steps"]) for one in cases}))
+        steps = ", ".join(sorted({str(one["steps"]) for one in cases})) if name not in ("syn", "engine") else "-"
         dice = shown([[one["dice"][str(k)] for k in ORDER] for one in cases])
         draws = cases[0]["draws"]
         lines += [f"| {name} | {dice} | {folding:.3f} | {volume:.3f} | {len(cases)} | {draws} | {steps} |"]
