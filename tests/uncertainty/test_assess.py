@@ -13,8 +13,8 @@ import torch
 from verimorph.errors import InputError, OptionError
 from verimorph.image import Image
 from verimorph.registration import Registration, register
-from verimorph.transform import Composite, DisplacementField, parts_of
-from verimorph.uncertainty.assess import CalibratedSampler, Uncertainty, assess
+from verimorph.transform import Affine, Composite, DisplacementField, parts_of
+from verimorph.uncertainty.assess import CalibratedSampler, Uncertainty, assess, on_evidence
 from verimorph.uncertainty.bound import (
     LEVELS,
     Calibration,
@@ -24,9 +24,9 @@ from verimorph.uncertainty.bound import (
     read_calibration,
     write_calibration,
 )
-from verimorph.uncertainty.evidence import Evidence, gather
-from verimorph.uncertainty.known import KnownPair
-from verimorph.uncertainty.verdict import judge, learn_verdict
+from verimorph.uncertainty.evidence import LOOKS, Evidence, gather
+from verimorph.uncertainty.known import KnownPair, foreground
+from verimorph.uncertainty.verdict import judge, learn_verdict, pair_facts
 
 MAPS = ("forward 1", "backward 1", "mismatch 1.5")
 
@@ -221,3 +221,18 @@ def test_a_registration_without_it_says_so(result: Registration, head: Image) ->
     other = replace(result, uncertainty=None)
     assert other.metrics["calibrated"] is False
     assert "verdict" not in other.metrics
+
+
+def test_a_start_the_wrong_way_round_is_found_by_another_start(result: Registration) -> None:
+    turned = np.diag([-1.0, -1.0, 1.0, 1.0])
+    centre = result.fixed.grid.centre
+    turned[:3, 3] = centre - turned[:3, :3] @ centre
+    wrong = register(
+        fixed=result.fixed, moving=result.moving, initial=Affine(turned), stages=("deformable",), iterations=(10,)
+    )
+    facts = []
+    for one in (result, wrong):
+        seen = gather(fixed=one.fixed, moving=one.moving, transform=one.transform, looks=LOOKS[:2])
+        facts.append(pair_facts(one, seen, on_evidence(foreground(one.fixed), seen.grid)))
+    assert facts[0]["restart"] < 0.5
+    assert facts[1]["restart"] > 2

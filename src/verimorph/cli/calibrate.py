@@ -136,9 +136,9 @@ def _print(rows: list[Check], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
-    table.add_column("images")
-    for heading in ("cases", "50 %", "80 %", "90 %", "95 %", "around", "bound/error", "Spearman", "AUSE", "of spread"):
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), header_style="bold", title_justify="left")
+    table.add_column("images", no_wrap=True)
+    for heading in ("cases", "50 %", "80 %", "90 %", "95 %", "around", "ratio", "rank r", "AUSE", "spread"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
@@ -154,6 +154,7 @@ def _print(rows: list[Check], title: str) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "coverage in % of voxels of the anatomy at each level, and at 90 % around it; bound/error: medians",
+        "coverage in % of voxels of the anatomy at each level, and at 90 % around it; ratio: median bound over median\n"
+        "error at 90 %; rank r: Spearman's of bound and error; AUSE of the bound, and of the spread of the looks alone",
         style="dim",
     )

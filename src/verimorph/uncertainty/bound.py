@@ -4,7 +4,7 @@ The scale is a regression of the logarithm of known errors on logarithms of the 
 
     log(e + e0) ~ mean over m of f_m(z, inside),      z_k = (log(x_k + e0) - mean_k) / deviation_k, cut at +-3.5
 
-with a few small networks f_m (two hidden layers of 24 units), each kind of image weighing the same. It has no knowledge
+with a few small networks f_m (two hidden layers of 48 units), each kind of image weighing the same. It has no knowledge
 of anatomy, and lengths are in voxels of the fixed image, so it carries from one kind of image to another. What it gets
 wrong is taken up by the conformal quantiles: of images that resemble a kind of the calibration set, that kind's; of
 others, those of all kinds together.
@@ -34,7 +34,7 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 FOREGROUND, BACKGROUND = 1, 0
 FLOOR = 0.02
 """Added to lengths before the logarithm, voxels: below a fiftieth of a voxel differences mean nothing."""
-UNITS, BATCH, STEP_LENGTH, PIECE = 24, 1024, 5e-3, 200_000
+UNITS, BATCH, STEP_LENGTH, PIECE = 48, 1024, 5e-3, 200_000
 ANY = "any"
 """Stands for images that resemble none of the kinds of a calibration."""
 CALIBRATIONS = Path(__file__).with_name("calibrations")
@@ -109,7 +109,7 @@ def _inputs(logs: ndarray, foreground: ndarray, mean: ndarray, deviation: ndarra
 
 
 def fit_scale(
-    points: Sequence[Points], *, names: Sequence[str] | None = None, networks: int = 4, steps: int = 500
+    points: Sequence[Points], *, names: Sequence[str] | None = None, networks: int = 3, steps: int = 2500
 ) -> Scale:
     """Fit the regression by weighted least squares; every kind of image weighs the same, and every case within a kind.
 

@@ -1,0 +1,48 @@
+"""Maps of evidence against what they are on fields and images that are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from verimorph.grid import Grid
+from verimorph.solve.pyramid import Level, Volume
+from verimorph.uncertainty.evidence import bending, border
+
+
+def volume(shape: tuple[int, ...], spacing: tuple[float, ...]) -> Volume:
+    grid = Grid(shape, np.diag([*spacing, 1.0]))
+    return Volume(torch.zeros(1, 1, *shape), grid)
+
+
+@pytest.mark.parametrize("shape", [(20, 24), (20, 24, 16)])
+def test_bend_is_the_second_derivative(shape: tuple[int, ...]) -> None:
+    spacing = (1.0, 2.0, 3.0)[: len(shape)]
+    grid = volume(shape, spacing).grid
+    x = torch.arange(shape[1], dtype=torch.float64).view(-1, *[1] * (len(shape) - 2)) * spacing[1]
+    # u_0 = a x_1^2 mm: its second derivative is 2 a per mm everywhere.
+    u = torch.zeros(1, len(shape), *shape, dtype=torch.float64)
+    u[0, 0] = 0.01 * x.square() / spacing[0]
+    unit = 1.5
+    found = bending(u, grid, unit)
+    inner = tuple(slice(6, -6) if n > 16 else slice(2, -2) for n in shape)
+    assert torch.allclose(found[inner], torch.full_like(found[inner], 2 * 0.01 * unit), rtol=1e-3)
+    # An affine field does not bend.
+    u[0, 0] = 0.3 * x
+    assert bending(u, grid, unit).abs().max() < 1e-6
+
+
+def test_border_is_the_nearest_face_of_either_image() -> None:
+    fixed, moving = volume((10, 12, 8), (1.0, 1.0, 2.0)), volume((10, 12, 8), (1.0, 1.0, 2.0))
+    level = Level(fixed, moving, 1)
+    still = border(level, torch.zeros(1, 3, 10, 12, 8), np.eye(4), 1.0)
+    assert still[5, 6, 0] == pytest.approx(1.0)  # half of a slice of 2 mm
+    assert still[0, 6, 4] == pytest.approx(0.5)
+    assert still[5, 6, 4] == pytest.approx(4.5)
+    # Sent 3 mm towards the first face: what lay 5.5 voxels from it arrives 2.5 from it, and the first three outside.
+    shift = np.eye(4)
+    shift[0, 3] = -3.0
+    moved = border(level, torch.zeros(1, 3, 10, 12, 8), shift, 1.0)
+    assert moved[5, 6, 4] == pytest.approx(2.5)
+    assert moved[2, 6, 4] == 0
