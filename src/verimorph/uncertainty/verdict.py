@@ -162,7 +162,9 @@ def _second_opinions(registration: Registration, matrix: Float[ndarray, "h h"]) 
             for start in starts
         ]
         now = float(LinearObjective(level, measure).value_and_slope(matrix)[0])
-    return {"mirror": values[0] - values[1], "restart": values[0] - min(values[2:]), "linear": now - values[0]}
+    # That all other starts lead nowhere is no merit, however bad they are.
+    restart = max(values[0] - min(values[2:]), 0.0)
+    return {"mirror": values[0] - values[1], "restart": restart, "linear": now - values[0]}
 
 
 def judge(facts: Mapping[str, float], calibration: Calibration) -> Verdict:
@@ -194,7 +196,7 @@ def learn_verdict(
     facts: Sequence[Mapping[str, float]],
     broken: Sequence[bool],
     *,
-    ridge: float = 1.0,
+    ridge: float = 0.3,
     names: Sequence[str] | None = None,
 ) -> dict[str, object]:
     """Weights by penalised maximum likelihood; both classes weigh the same.
