@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from verimorph.data.config import DataConfig, build_data, expand
+from verimorph.data.loader import _guarded
 from verimorph.errors import InputError, OptionError, ResourceError
 
 
@@ -101,6 +102,16 @@ def test_workers_give_what_the_main_process_gives(folder_config):
     alone = take(build_data(settings, seed=3), 3, batch=2)
     helped = take(build_data(settings, seed=3), 3, batch=2, workers=1)
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_killed_while_it_hands_a_batch_over_is_the_same_message(error):
+    def batches():
+        yield {}
+        raise error
+
+    with pytest.raises(ResourceError, match="fewer workers"):
+        list(_guarded(batches()))
 
 
 def test_a_killed_worker_is_one_clear_message(folder_config):

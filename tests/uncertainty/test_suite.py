@@ -95,3 +95,16 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
     told = capsys.readouterr().err
     assert message in told
     assert "Traceback" not in told
+
+
+def test_two_scans_are_never_easier_than_one_and_its_copy() -> None:
+    """Errors of pairs come from drawn surfaces, which say little about small ones: their quantiles have a floor."""
+    cases = [case(k).points for k in range(8)] + [case(k, kind="toy-pairs", factor=0.1).points for k in range(20, 26)]
+    scale = fit_scale(cases, networks=1, steps=200)
+    held = calibrate(cases, name="both", calibrated_for="", scale=scale)
+    for level in (0.5, 0.8):
+        assert held.factor(level, True, "toy-pairs") == held.factor(level, True, "toy")
+        assert held.factor(level, True, "pairs") >= held.factor(level, True, "toy")
+    harder = [case(k).points for k in range(8)] + [case(k, kind="toy-pairs", factor=3.0).points for k in range(20, 26)]
+    held = calibrate(harder, name="both", calibrated_for="", scale=scale)
+    assert held.factor(0.8, True, "toy-pairs") > 2 * held.factor(0.8, True, "toy")

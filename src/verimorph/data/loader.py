@@ -7,7 +7,7 @@ the trainer read, and an endless iterator that starts at any step.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -221,20 +221,21 @@ def batches(
     return _guarded(loader)
 
 
-def _guarded(loader: DataLoader) -> Iterator[Batch]:
+def _guarded(loader: Iterable[Batch]) -> Iterator[Batch]:
     try:
         yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            raise ResourceError(
-                f"a process that prepares batches has ended ({_first_line(error)}); most often memory was short: give "
-                "fewer workers (0 loads in the main process), a smaller batch, or cache a folder"
-            ) from error
-        raise
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # The latter two where a worker ends while it hands a batch over.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise ResourceError(
+            f"a process that prepares batches has ended ({_first_line(error)}); most often memory was short: give "
+            "fewer workers (0 loads in the main process), a smaller batch, or cache a folder"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")[:160]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:160]
 
 
 def _prepare_worker(_: int) -> None:

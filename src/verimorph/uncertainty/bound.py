@@ -343,9 +343,22 @@ def calibrate(
     real = [i for i, p in enumerate(points) if p.kind.endswith(PAIRS)]
     if len(real) >= FEWEST:
         quantiles[PAIRS] = _regions([points[i] for i in real], [scores[i] for i in real], corrected=False)
+    if len(known) < len(points):
+        # Drawn surfaces are known to half a voxel, which says little about small errors; two scans are at least as hard
+        # to align as one and its deformed copy.
+        for kind in [name for name in quantiles if name.endswith(PAIRS)]:
+            copies = quantiles.get(kind.removesuffix(f"-{PAIRS}"), quantiles[ANY]) if kind != PAIRS else quantiles[ANY]
+            quantiles[kind] = _at_least(quantiles[kind], copies)
     counts = {kind: sum(p.kind == kind for p in points) for kind in kinds}
     traits = {kind: [list(p.traits) for p in points if p.kind == kind and p.traits] for kind in kinds}
     return Calibration(name, calibrated_for, scale, quantiles, counts, traits)
+
+
+def _at_least(table: dict[str, dict[str, float]], least: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    return {
+        region: {level: max(value, least[region].get(level, value)) for level, value in levels.items()}
+        for region, levels in table.items()
+    }
 
 
 FEWEST, GUARANTEED = 4, 30
