@@ -109,6 +109,7 @@ def test_a_cohort_is_compared_within_itself(verimorph, tmp_path):
     assert found[0]["name"] == str(folders[4])
     assert found[0]["stands_out"]
     few = words(verimorph("explain", *folders[:3]).out)
+    assert all(folder.name in few.replace(" ", "") for folder in folders[:3])
     assert "fewer than 8, so none is compared with the others" in few
 
 

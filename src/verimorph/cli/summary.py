@@ -47,7 +47,7 @@ def print_summary(result: Registration, folder: Path, *, verbose: bool = False) 
 
 
 def print_cohort(standings: Sequence[Standing]) -> None:
-    """Print how the results of a cohort stand, the worst first; those without fault are counted, not listed."""
+    """Print how the results of a cohort stand, the worst first; of many, those without fault are only counted."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -56,27 +56,29 @@ def print_cohort(standings: Sequence[Standing]) -> None:
     from verimorph.uncertainty.words import percent
 
     console = Console(highlight=False)
-    shown = [one for one in standings if one.verdict != "pass" or one.stands_out]
+    few = len(standings) < FEWEST
+    shown = [one for one in standings if few or one.verdict != "pass" or one.stands_out]
     if shown:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         table.add_column("result", overflow="fold")
         table.add_column("verdict")
         table.add_column("chance broken", justify="right")
         table.add_column("median bound", justify="right")
-        table.add_column("stands out", overflow="fold")
+        if not few:
+            table.add_column("stands out", overflow="fold")
         for one in shown:
             table.add_row(
                 Text(one.name),
                 Text(one.verdict, style=f"bold {VERDICT_COLOURS[one.verdict]}"),
                 "-" if math.isnan(one.probability) else percent(one.probability),
                 f"{one.median_mm:.3g} mm",
-                one.reason,
+                *([] if few else [one.reason]),
             )
         console.print(table)
     counts = [f"{sum(one.verdict == name for one in standings)} {name}" for name in VERDICT_COLOURS]
     line = f"verdicts of {len(standings)}: {', '.join(counts)}"
-    few = f"; fewer than {FEWEST}, so none is compared with the others" if len(standings) < FEWEST else ""
-    console.print(f"{line}; {sum(one.stands_out for one in standings)} stand out{few}", soft_wrap=True)
+    told = f"fewer than {FEWEST}, so none is compared with the others"
+    console.print(f"{line}; {told if few else f'{sum(one.stands_out for one in standings)} stand out'}", soft_wrap=True)
 
 
 def rows(metrics: dict[str, Any]) -> Iterator[Row]:
