@@ -115,5 +115,14 @@ def test_a_cohort_is_compared_within_itself(verimorph, tmp_path):
 
 def test_a_cohort_is_of_results(verimorph, folder, tmp_path):
     verimorph("explain", folder / "transform.h5", folder / "transform.h5").assert_user_error("one at a time")
-    (tmp_path / "empty").mkdir()
-    verimorph("explain", folder, tmp_path / "empty").assert_user_error("empty", "--uncertainty")
+    beside = tmp_path / "submission"
+    beside.mkdir()
+    verimorph("explain", folder, beside).assert_user_error("fewer than two")
+    verimorph("explain", folder, folder, "--from", "itk").assert_user_error("--from")
+    # What a list of pairs writes beside its results is passed over, a result without uncertainty is not.
+    others = cohort_of(tmp_path, 2)
+    outcome = verimorph("explain", folder, *others, beside)
+    assert outcome.code == 0, outcome.err
+    assert "passed over: submission" in outcome.err
+    (beside / "metrics.json").write_text("{}")
+    verimorph("explain", folder, *others, beside).assert_user_error("submission", "--uncertainty")

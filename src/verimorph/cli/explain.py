@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from verimorph.cli.options import application, examples, flag, option
+from verimorph.cli.runtime import say
 from verimorph.errors import OptionError
 
 app = application()
@@ -44,12 +45,13 @@ def explain(
     several result folders: the verdicts, and which results differ from the others (from eight on).
     """
     path = paths[0]
+    result = len(paths) > 1 or path.is_dir() or path.name in ("error_mm.nii.gz", "error_mm.nii")
+    if result and (format is not None or fixed is not None or moving is not None):
+        raise OptionError("--from, --fixed and --moving are for transform files; leave them out")
     if len(paths) > 1:
         _explain_cohort(paths, as_json)
         return
-    if path.is_dir() or path.name in ("error_mm.nii.gz", "error_mm.nii"):
-        if format is not None or fixed is not None or moving is not None:
-            raise OptionError("--from, --fixed and --moving are for transform files; leave them out")
+    if result:
         _explain_result(path, as_json)
         return
     from verimorph.explain import explain as facts_of
@@ -76,10 +78,12 @@ def _explain_cohort(paths: list[Path], as_json: bool) -> None:
     from verimorph.uncertainty.cohort import cohort
     from verimorph.uncertainty.maps import facts_of_result
 
-    # A shell's pattern also gives what lies beside the results, such as the table of a list of pairs.
-    folders = [path for path in paths if path.is_dir()]
+    # A shell's pattern also gives what lies beside the results: the table of a list of pairs, its submission.
+    folders = [path for path in paths if (path / "metrics.json").is_file()]
     if len(folders) < 2:
-        raise OptionError("several transform files are given; one at a time, or several result folders")
+        raise OptionError("fewer than two of these are result folders; give transform files one at a time")
+    if rest := [path.name for path in paths if path not in folders]:
+        say("note", f"no result folders, passed over: {', '.join(rest)}")
     found = {str(folder): facts_of_result(folder) for folder in folders}
     standings = cohort(found)
     if as_json:

@@ -200,8 +200,6 @@ def predict(
         raise OptionError(f"{many}; give one of: -f and -m, --pairs, --dataset with --root, --image, --folder")
     if chosen is not None and pairs is None and dataset is None:
         raise OptionError("--split chooses among the pairs of --pairs or --dataset; neither is given")
-    if uncertainty and (image or folder):
-        raise OptionError("--uncertainty is of registrations; --image and --folder label images")
     if strict and not uncertainty:
         raise OptionError("--strict acts on the verdict; give --uncertainty too")
     held = None
@@ -219,6 +217,8 @@ def predict(
     card = read_card(model)
     require_writable(output)
     if card.task == "segmentation":
+        if uncertainty:
+            raise OptionError(f"{model}: is a segmentation model; --uncertainty is of registrations")
         if fixed or moving or pairs:
             raise OptionError(f"{model}: is a segmentation model; it takes --image, --folder or --dataset, not pairs")
         _segment(model, output, image, folder, dataset, root, chosen, largest, keep_true, device)

@@ -251,8 +251,9 @@ def _assessed(folder: Path, wanted: Wanted) -> bool:
         found = facts_of_result(folder).get("uncertainty") or {}
     except VerimorphError:
         return False
-    own = str(found.get("calibration")).partition(":")[0]  # "general: brain": its name, and the kind of images
-    return found.get("level") == wanted.level and own == wanted.calibration.name
+    # "general: brain": its name, and the kind of images.
+    own, name = str(found.get("calibration")), wanted.calibration.name
+    return found.get("level") == wanted.level and (own == name or own.startswith(f"{name}: "))
 
 
 def _refinement(settings: dict[str, Any] | None) -> Any:

@@ -86,12 +86,13 @@ def pair_facts(registration: Registration, evidence: Evidence, near: Bool[ndarra
     matrix, u = as_field(transform, registration.fixed.grid, grid)
     moving = registration.moving
     voxel = moving.grid.inverse_affine @ matrix @ grid.affine
-    there = torch.from_numpy(foreground(moving).astype(np.float32))[None, None]
+    anatomies = foreground(registration.fixed), foreground(moving)
+    there = torch.from_numpy(anatomies[1].astype(np.float32))[None, None]
     moved = (fields.warp(there, u, matrix=voxel)[0, 0] > 0.5).numpy()
     inside = fields.warp(torch.ones_like(there), u, matrix=voxel)[0, 0].numpy() > 0.5
     both = float((moved & near).sum())
     stretch = maps["stretch"].cpu()[where]
-    gains = _second_opinions(registration, matrix)
+    gains = _second_opinions(registration, matrix, anatomies)
     return {
         "forward": math.log(quantile("forward 1", 0.5) + 0.02),
         "forward p90": math.log(quantile("forward 1", 0.9) + 0.02),
@@ -102,7 +103,7 @@ def pair_facts(registration: Registration, evidence: Evidence, near: Bool[ndarra
         "overlap": 1 - 2 * both / max(float(moved.sum() + near.sum()), 1.0),
         "outside": float((~inside & near).sum() / max(near.sum(), 1)),
         "roughness": math.log(float(stretch.square().mean().sqrt()) + 0.02),
-        "grain": math.log(_grain(registration.jacobian.array, foreground(registration.fixed)) + 0.005),
+        "grain": math.log(_grain(registration.jacobian.array, anatomies[0]) + 0.005),
         "scale": abs(math.log(max(abs(float(np.linalg.det(matrix[:-1, :-1]))), 1e-3))),
     } | {name: math.asinh(gain / SMALL_GAIN) for name, gain in gains.items()}
 
@@ -121,15 +122,17 @@ def _grain(jacobian: Float[ndarray, "*space"], inside: Bool[ndarray, "*space"]) 
     return math.sqrt(total / max(count, 1))
 
 
-def _second_opinions(registration: Registration, matrix: Float[ndarray, "h h"]) -> dict[str, float]:
+def _second_opinions(
+    registration: Registration,
+    matrix: Float[ndarray, "h h"],
+    anatomies: tuple[Bool[ndarray, "..."], Bool[ndarray, "..."]],
+) -> dict[str, float]:
     """How much better other affine fits are: by how much the loss falls, on a copy of some ten thousand voxels.
 
     ``mirror``: from the linear part, mirrored in the world plane through the middle of the moving anatomy.
     ``restart``: the best of starts that know nothing of it: middle on middle, and half a turn of that about each axis.
-    ``linear``: from the linear part itself.
+    ``linear``: from the linear part itself. ``anatomies`` are those of the fixed and of the moving image.
     """
-    from verimorph.uncertainty.known import foreground
-
     settings = registration.settings
     recipe = pipeline.make_recipe(similarity=str(settings.get("similarity") or "auto"))
     first, second = pipeline.prepare_pair(
@@ -139,8 +142,8 @@ def _second_opinions(registration: Registration, matrix: Float[ndarray, "h h"]) 
     level = make_level(fixed=first, moving=second, shrink=1, spacing_mm=spacing)
     measure = make_measure(recipe.similarity, radius=LINEAR_RADIUS)
     here, middle = (
-        image.grid.index_to_world(np.argwhere(foreground(image))).mean(0)
-        for image in (registration.fixed, registration.moving)
+        image.grid.index_to_world(np.argwhere(inside)).mean(0)
+        for image, inside in zip((registration.fixed, registration.moving), anatomies, strict=True)
     )
     d = registration.fixed.grid.ndim
 
