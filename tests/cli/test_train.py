@@ -12,6 +12,7 @@ import pytest
 from verimorph.methods import METHODS
 from verimorph.methods.card import Card, TrainingData
 from verimorph.methods.results import read_results
+from verimorph.train.recipe import read_recipe
 
 SMALL = (
     "--shape", "16x16x8", "--spacing", "2", "--set", "model={encoder: [4, 4], decoder: [4, 4], tail: [4]}",
@@ -53,6 +54,25 @@ def test_a_dry_run_shows_and_writes_nothing(verimorph, folder, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_recipe_says_what_the_command_line_did(verimorph, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.csv").write_text("fixed,moving\nscan0.nii.gz,scan1.nii.gz\n")
+    run, shape = tmp_path / "run", SMALL[:2]
+    words = ("train", "voxelmorph", "--pairs", "pairs.csv", *shape, *SMALL[4:])
+    done = verimorph(*words, "--steps", 1, "--precision", "bf16-mixed", "-o", run)
+    assert done.code == 0, done.err
+    assert "each image's own size" in done.err
+    assert "holds" in done.err  # 16 x 16 x 8 of 24 x 24 x 20 voxels
+    recipe = read_recipe(run / "recipe.yaml")
+    assert recipe.precision == "bf16-mixed"
+    assert recipe.data["csv"] == str(tmp_path / "pairs.csv")
+    assert recipe.data["preparation"]["spacing_mm"] is None
+    assert Card.from_json((run / "model" / "card.json").read_bytes()).preparation["spacing_mm"] is None
+    monkeypatch.chdir("/")
+    assert verimorph("train", "-o", run, "--resume", "--steps", 2, "--device", "cpu").code == 0
+    assert read_recipe(run / "recipe.yaml").precision == "bf16-mixed"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -64,6 +84,11 @@ def test_a_dry_run_shows_and_writes_nothing(verimorph, folder, tmp_path):
         (["voxelmorph", "--folder", "here", "-o", "x", "--set", "stesp=3"], "did you mean 'steps'"),
         (["voxelmorph", "--dataset", "hippocampus", "-o", "x"], "did you mean"),
         (["voxelmorph", "--folder", "here", "--device", "gpu"], "--device cannot be 'gpu'"),
+        (["voxelmorph", "--folder", "here", "--precision", "bf17"], "precision: input should be"),
+        (["voxelmorph", "--pairs", "p.csv", "--labels", "{id}.nii"], "--labels says which files of a folder"),
+        (["voxelmorph", "--dataset", "ixi", "--images", "{id}.nii"], "--images says which files of a folder"),
+        (["voxelmorph", "--folder", "here", "--root", "there"], "--root"),
+        (["voxelmorph", "--folder", "here", "--shape", "0x8x8"], "--shape is '0x8x8'"),
     ],
 )
 def test_mistakes_are_one_line(verimorph, tmp_path, monkeypatch, words, said):

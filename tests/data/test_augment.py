@@ -9,6 +9,7 @@ import torch
 from verimorph.data.augment import (
     Augmentation,
     Sample,
+    augment,
     augment_pair,
     change_intensities,
     deform,
@@ -117,6 +118,21 @@ def test_grey_values_stay_within_their_range(random):
     assert not torch.allclose(changed, image)
     constant = torch.full((1, 4, 4), 3.0)
     assert torch.equal(change_intensities(constant, settings, random), constant)
+
+
+def test_axes_counted_from_the_end_are_the_same_axes(random):
+    shape = (4, 5, 6)
+    image = torch.from_numpy(random.random((1, *shape)).astype(np.float32))
+    given = Sample(image=image, labels=(image[0] > 0.5).long(), points=torch.tensor([[0.0, 1, 2]]))
+    last, same = (
+        augment(given, Augmentation(flip=1.0, flip_axes=axes), np.random.default_rng(0)) for axes in ((-1,), (2,))
+    )
+    for found in (last, same):
+        assert torch.equal(found.image, image.flip(3))
+        assert torch.equal(found.labels, given.labels.flip(2))
+        assert found.points.tolist() == [[0, 1, 3]]
+    with pytest.raises(OptionError, match="from 0 to 2"):
+        augment(given, Augmentation(flip=1.0, flip_axes=(3,)), np.random.default_rng(0))
 
 
 def test_bad_settings_are_refused():

@@ -114,6 +114,18 @@ def test_npz_of_voxelmorph(tmp_path):
         Source(tmp_path / "v.npz", "mask").read()
 
 
+def test_label_maps_beside_the_images_are_no_images(tmp_path, write):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.nii.gz")
+        write(tmp_path / f"{name}_labels.nii.gz", labels=2)
+        write(tmp_path / f"{name}_mask.nii.gz", labels=1)
+    found = read_folder(tmp_path, images="{id}.nii.gz", labels="{id}_labels.nii.gz", masks="{id}_mask.nii.gz")
+    assert found.ids == ("a", "b")
+    assert [str(case.labels) for case in found.cases] == ["a_labels.nii.gz", "b_labels.nii.gz"]
+    same = read_folder(tmp_path, images="{id}_mask.nii.gz", masks="{id}_mask.nii.gz")
+    assert same.ids == ("a", "b")
+
+
 def test_unknown_split_names_the_nearest(folder_set):
     found = read_folder(folder_set, images="images/{id}.nii.gz")
     with pytest.raises(OptionError, match="no split 'train'"):

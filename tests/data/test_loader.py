@@ -149,6 +149,30 @@ def test_noisy_labels_fill_in_and_true_ones_stay(folder_config, tmp_path):
     assert np.array_equal(data.store["s0_0"].labels, build_data(folder_config).store["s0_0"].labels)
 
 
+@pytest.mark.parametrize("kind", ["labels", "masks", "noisy"])
+def test_what_lies_on_another_grid_than_its_image_is_refused(folder_config, folder_set, write, kind):
+    settings = {**folder_config, "folder": {**folder_config["folder"], "masks": "masks/{id}.nii.gz"}}
+    if kind == "noisy":
+        settings["noisy_labels"] = str(folder_set / "noisy")
+    write(folder_set / kind / "s1_0.nii.gz", labels=1, shape=(4, 4, 4))
+    store = build_data(settings).store
+    assert store["s0_0"].labels is not None
+    with pytest.raises(InputError, match=r"of case s1_0 s1_0\.nii\.gz: is on another grid"):
+        store["s1_0"]
+
+
+def test_the_part_of_a_file_counts_in_the_cache(folder_config, folder_set):
+    from dataclasses import replace
+
+    from verimorph.data.source import Source
+
+    store = build_data(folder_config).store
+    np.savez(folder_set / "both.npz", first=np.zeros((8, 9, 10), np.uint8), second=np.ones((8, 9, 10), np.uint8))
+    case = store.dataset.case("s0_0")
+    keys = {store.key(replace(case, labels=Source(folder_set / "both.npz", part))) for part in ("first", "second")}
+    assert len(keys) == 2
+
+
 def test_partial_annotation_is_told_and_kept_to(folder_config):
     from dataclasses import replace
 
@@ -209,6 +233,10 @@ def test_unknown_settings_are_refused_with_the_nearest(folder_config, tmp_path):
         ({"pair": {}}, "did you mean 'pairs'"),
         ({"pairs": {"kid": 1}}, "pairs: no setting 'kid'; did you mean 'kind'"),
         ({"augment": {"flips": 1}}, "did you mean 'flip'"),
+        ({"augment": {"gamma": "x"}}, "augment.gamma is 'x'; give something like 0.2"),
+        ({"augment": {"shared": 3}}, r"augment.shared is 3; give something like \['flip', 'turn'\]"),
+        ({"synthetic": {"kind": "images", "means": [9, 1]}}, "means is .* give two numbers"),
+        ({"augment": {"flip": 0.5, "flip_axes": [3]}}, "from 0 to 2"),
         ({"preparation": {"shapes": [1]}}, "did you mean 'shape'"),
         ({"csv": "x.csv"}, "give one of"),
         ({"train": "trian"}, "did you mean 'train'"),

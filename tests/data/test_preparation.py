@@ -205,6 +205,25 @@ def test_settings_survive_json_and_strangers_are_refused():
         Preparation(shape=(8, 8), centre="world")
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"shape": 16}, "shape is 16"),
+        ({"shape": [16, "x"]}, "shape is"),
+        ({"shape": [16.5, 16]}, "whole numbers"),
+        ({"intensity": 3}, "intensity is 3"),
+        ({"spacing_mm": "abc"}, "spacing_mm is 'abc'"),
+        ({"spacing_mm": [1, 2, 3]}, "spacing_mm is"),
+        ({"intensity": "windows", "windows": [1, 2]}, "give \\(width, level\\)"),
+        ({"intensity": "windows", "windows": 3}, "windows is 3"),
+        ({"centre": "world", "point": ["a", 1]}, "point is"),
+    ],
+)
+def test_values_that_are_no_numbers_are_refused(settings, told):
+    with pytest.raises(OptionError, match=told):
+        Preparation.from_dict({"shape": [8, 8], **settings})
+
+
 def test_wrong_dimension_and_half_labels_are_refused():
     prepared = Preparation(shape=(8, 8, 8))
     with pytest.raises(InputError, match="2-D"):

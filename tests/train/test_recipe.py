@@ -56,6 +56,8 @@ def test_a_variant_brings_its_terms_and_scheme():
         ({"method": "voxelmorph", "objective": "lnc"}, [], "unknown term 'lnc'; did you mean 'lncc'"),
         ({"method": "voxelmorph", "phases": [{"freeze": ["("]}]}, [], r"'\(' is no regular expression"),
         ({"method": "voxelmorph"}, ["steps"], "write key=value"),
+        ({"method": "voxelmorph", "start": "foo"}, [], "start: input should be 'none', 'centres', 'rigid' or 'affine'"),
+        ({"method": "voxelmorph", "licence": {1, 2}}, [], "not JSON serializable; write numbers, texts"),
         ({"method": "voxelmorph", "steps": 3}, ["steps.x=2"], "'steps' is a value"),
         ({"method": "voxelmorph", "phases": [{}]}, ["phases.3.steps=1"], "no place in a list of 1"),
         ({}, [], "names no method"),
@@ -75,6 +77,17 @@ def test_yaml_reads_numbers_as_people_write_them():
     with pytest.raises(InputError, match="line"):
         read_yaml("a: [1")
     assert merged({"a": {"b": 1}}, {"a": 3}) == {"a": 3}
+
+
+def test_files_that_are_no_recipes_are_one_line(tmp_path):
+    assert read_yaml("a: 2024-05-17") == {"a": "2024-05-17"}
+    for text in ("x: {{name}}", "? [1]\n: 2"):
+        with pytest.raises(InputError, match=r"line 1: .* stands where a key is"):
+            read_yaml(text)
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes("method: voxelmorph\nlicence: März\n".encode("latin-1"))
+    with pytest.raises(InputError, match="save it as UTF-8"):
+        read_recipe(file)
 
 
 def test_a_settled_recipe_reads_back_the_same(tmp_path):
@@ -235,6 +248,44 @@ def test_a_resumed_run_goes_on_with_the_same_dropout(pairs, tmp_path):
     log = tmp_path / "parted" / "log.csv"
     run_recipe(whole, tmp_path / "parted", accelerator="cpu", resume=True)
     assert log.read_text() == (tmp_path / "whole" / "log.csv").read_text()
+
+
+def test_a_run_goes_on_with_what_it_began_with_alone(pairs, tmp_path):
+    import nibabel
+
+    from verimorph.train.run import run_recipe
+
+    run = tmp_path / "run"
+    run_recipe(small(pairs), run, accelerator="cpu")
+    before = (run / "recipe.yaml").read_text()
+    for change, told in (
+        ({"batch": 2}, "batch"),
+        ({"seed": 3}, "seed"),
+        ({"objective": "mse+diffusion:weight=0.5+dice"}, "objective"),
+        ({"model": {"encoder": [8, 4], "decoder": [4, 4], "tail": [4]}}, "another recipe"),
+        ({"data": {**small(pairs).data, "augment": {"flip": 0.5}}}, "data"),
+    ):
+        with pytest.raises(InputError, match=told):
+            run_recipe(small(pairs, **change), run, accelerator="cpu", resume=True)
+        assert (run / "recipe.yaml").read_text() == before
+    assert run_recipe(small(pairs, steps=5), run, accelerator="cpu", resume=True).steps == 5
+    image = nibabel.load(pairs.parent / "i0.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(1 + np.asarray(image.dataobj) ** 2, image.affine), pairs.parent / "i0.nii.gz")
+    with pytest.raises(InputError, match="begun with another data;"):
+        run_recipe(small(pairs, steps=6), run, accelerator="cpu", resume=True)
+
+
+def test_what_acts_on_validations_needs_them(pairs):
+    from verimorph.train.run import set_up
+
+    with pytest.raises(OptionError, match="measure 'dise'; did you mean 'dice'"):
+        set_up(small(pairs, monitor="dise"))
+    with pytest.raises(OptionError, match=r"patience counts validations.*validate_every"):
+        set_up(small(pairs, patience=3))
+    data = {name: value for name, value in small(pairs).data.items() if name != "validation"}
+    for given in ({"monitor": "dice"}, {"patience": 3, "validate_every": 2}):
+        with pytest.raises(OptionError, match=r"there are no pairs for them; give data\.validation"):
+            set_up(small(pairs, data=data, **given))
 
 
 def test_a_grid_that_the_network_cannot_take_is_refused(pairs):

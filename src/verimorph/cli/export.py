@@ -45,7 +45,7 @@ def export(
     """
     set_threads(threads)
     chosen = _format(format, output)
-    sides = schedule(shape, "--shape")
+    sides = schedule(shape, "--shape", least=1)
 
     from verimorph.methods.checkpoint import read_card
     from verimorph.predict.checks import load_for

@@ -53,6 +53,12 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
+def _asked_threads() -> int:
+    """What ``OMP_NUM_THREADS`` asks for, 0 where it asks for nothing: a number, or (``2,1``) one for each nesting."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
+
+
 def set_threads(threads: int | None) -> int:
     """Limit every numerical library loaded after this call to ``threads`` (default: all cores of this process).
 
@@ -63,7 +69,7 @@ def set_threads(threads: int | None) -> int:
     """
     if threads is not None and threads < 1:
         raise OptionError(f"--threads is {threads}; give 1 or more, or leave it out to use all {available_threads()}")
-    count = threads or int(os.environ.get("OMP_NUM_THREADS", 0) or 0) or available_threads()
+    count = threads or _asked_threads() or available_threads()
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[variable] = str(count)
     # NumPy and SciPy see only matrices of a dozen unknowns here; waking threads for those costs more than the sums.
@@ -105,8 +111,8 @@ def choose(value: str, known: Iterable[str], option: str) -> str:
     return value
 
 
-def schedule(text: str | None, option: str) -> tuple[int, ...] | None:
-    """Read numbers written the way the field writes them, coarse level first.
+def schedule(text: str | None, option: str, *, least: int = 0) -> tuple[int, ...] | None:
+    """Read numbers written the way the field writes them, coarse level first; refuse those below ``least``.
 
     >>> schedule("100x70x50", "--iterations")
     (100, 70, 50)
@@ -116,7 +122,10 @@ def schedule(text: str | None, option: str) -> tuple[int, ...] | None:
     parts = text.lower().replace(",", "x").split("x")
     if not all(part.strip().isdigit() for part in parts):
         raise OptionError(f"{option} is '{text}'; write whole numbers with x between them, coarse first: 4x2x1")
-    return tuple(int(part) for part in parts)
+    numbers = tuple(int(part) for part in parts)
+    if min(numbers) < least:
+        raise OptionError(f"{option} is '{text}'; give numbers of {least} or more")
+    return numbers
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:

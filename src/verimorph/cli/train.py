@@ -56,8 +56,9 @@ def train(
         Path | None, option("--folder", value="FOLDER", text="All images of a folder, each with each.", panel=_DATA)
     ] = None,
     images: Annotated[
-        str, option("--images", value="PATTERN", text="Which files of --folder are images.", panel=_DATA)
-    ] = "{id}.nii.gz",
+        str | None,
+        option("--images", value="PATTERN", text="Its images; default {id}.nii.gz.", panel=_DATA),
+    ] = None,
     labels: Annotated[
         str | None, option("--labels", value="PATTERN", text="Which are their label maps.", panel=_DATA)
     ] = None,
@@ -71,7 +72,8 @@ def train(
         str | None, option("--shape", value="NxNxN", text="Voxels of the model's grid.", panel=_DATA)
     ] = None,
     spacing: Annotated[
-        float | None, option("--spacing", value="MM", text="Size of its voxels; default: the images'.", panel=_DATA)
+        float | None,
+        option("--spacing", value="MM", text="Size of its voxels; default: each image's own.", panel=_DATA),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -88,7 +90,7 @@ def train(
     devices: Annotated[int, option("--devices", value="N", text="GPUs on each machine.", panel=_MACHINE)] = 1,
     nodes: Annotated[int, option("--nodes", value="N", text="Machines.", panel=_MACHINE)] = 1,
     precision: Annotated[
-        str | None, option("--precision", value="NAME", text="32-true, bf16-mixed, 16-mixed.", panel=_MACHINE)
+        str | None, option("--precision", value="NAME", text="32-true, bf16-mixed, 16-mixed, gpu-bf16.", panel=_MACHINE)
     ] = None,
     threads: Annotated[
         int | None, option("--threads", value="N", text="Processor threads; default all.", panel=_MACHINE)
@@ -106,7 +108,7 @@ def train(
         "pairs": pairs, "folder": folder, "images": images, "labels": labels, "dataset": dataset, "root": root,
         "validation": validation, "shape": shape, "spacing": spacing,
     }  # fmt: skip
-    wanted = _recipe(recipe, output, variant, source, settings or [], steps, resume)
+    wanted = _recipe(recipe, output, variant, source, settings or [], steps, precision, resume)
     import torch
 
     torch.set_num_threads(count)
@@ -126,7 +128,6 @@ def train(
             accelerator=device,
             devices=devices,
             nodes=nodes,
-            precision=precision,
             resume=resume,
             head=(f"verimorph {shlex.join(words)}",),
             on_step=bar,
@@ -142,6 +143,7 @@ def _recipe(
     source: dict[str, Any],
     sets: list[str],
     steps: int | None,
+    precision: str | None,
     resume: bool,
 ) -> Recipe:
     from verimorph.methods import METHODS
@@ -153,6 +155,8 @@ def _recipe(
         over["variant"] = variant
     if steps is not None:
         over["steps"] = steps
+    if precision is not None:
+        over["precision"] = precision
     if name is None:
         if not resume or output is None:
             raise OptionError("say what to train: a method or a recipe; or --resume -o FOLDER to go on with a run")
@@ -162,7 +166,9 @@ def _recipe(
             raise OptionError(
                 f"say what '{name}' is trained on: --pairs FILE, --folder FOLDER, or --dataset NAME --root FOLDER"
             )
-        defaults = {"method": name, "validate_every": 500, "precision": "gpu-bf16"}
+        defaults: dict[str, Any] = {"method": name, "validate_every": 500, "precision": "gpu-bf16"}
+        if source["dataset"] is None:  # a named set brings the voxel size that suits it
+            defaults["data"] = {"preparation": {"spacing_mm": None}}
         made = settle(merged(defaults, over), sets=sets, where=name)
     else:
         if not name.endswith((".yaml", ".yml")) and not Path(name).exists():
@@ -178,11 +184,17 @@ def _data(source: dict[str, Any]) -> dict[str, Any]:
     given = [name for name in ("pairs", "folder", "dataset") if source[name] is not None]
     if len(given) > 1:
         raise OptionError(f"--{given[0]} and --{given[1]} are two sources; give one")
+    for name in ("images", "labels"):
+        if source[name] is not None and source["folder"] is None:
+            raise OptionError(f"--{name} says which files of a folder are {name}; give --folder")
+    if source["root"] is not None and source["folder"] is not None:
+        raise OptionError("--root is where a data set or the names in a list start; --folder says where it is itself")
     data: dict[str, Any] = {}
     if source["pairs"] is not None:
-        data = {"csv": str(source["pairs"]), "pairs": {"kind": "listed"}}
+        data = {"csv": _absolute(source["pairs"]), "pairs": {"kind": "listed"}}
     elif source["folder"] is not None:
-        data = {"folder": {"images": source["images"]}, "root": str(source["folder"]), "train": "all"}
+        images = source["images"] or "{id}.nii.gz"
+        data = {"folder": {"images": images}, "root": _absolute(source["folder"]), "train": "all"}
         if source["labels"] is not None:
             data["folder"]["labels"] = source["labels"]
     elif source["dataset"] is not None:
@@ -190,14 +202,21 @@ def _data(source: dict[str, Any]) -> dict[str, Any]:
     if source["validation"] is not None:
         data["validation"] = source["validation"]
     if source["root"] is not None:
-        data["root"] = str(source["root"])
+        data["root"] = _absolute(source["root"])
     if source["shape"] is not None:
         from verimorph.cli.runtime import schedule
 
-        data["preparation"] = {"shape": list(schedule(source["shape"], "--shape") or ())}
+        data["preparation"] = {"shape": list(schedule(source["shape"], "--shape", least=1) or ())}
     if source["spacing"] is not None:
         data.setdefault("preparation", {})["spacing_mm"] = source["spacing"]
     return data
+
+
+def _absolute(path: Path) -> str:
+    """A path that holds wherever the run is gone on with."""
+    from verimorph.data.config import expand
+
+    return str(expand(str(path)).absolute())
 
 
 def _show(setup: Setup) -> None:
@@ -207,6 +226,8 @@ def _show(setup: Setup) -> None:
     size = sum(weight.numel() for weight in setup.model.parameters())
     steps = sum(phase.steps for phase in setup.phases)
     shape = "x".join(str(length) for length in recipe.data.get("crop") or data.preparation.shape)
+    if data.preparation.spacing_mm is None:
+        shape += " voxels of each image's own size"
     terms = " + ".join(dict.fromkeys(name for phase in setup.phases for name in phase.objective.names))
     error_console().print(
         f"{name}: {size:,} parameters, {card.training_data.cases or 'synthetic'} images of {card.training_data.name}, "

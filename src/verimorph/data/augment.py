@@ -50,7 +50,7 @@ class Augmentation:
         Probability of a mirror along each axis. Left and right labels (``swaps``) change places when the first axis is
         mirrored.
     flip_axes
-        Axes that may be mirrored; default all.
+        Axes that may be mirrored, from 0, or from -1 backwards; default all.
     turn
         Probability of a random turn by right angles, among those that keep the shape.
     affine
@@ -160,7 +160,7 @@ def augment(
     source = random if isinstance(random, dict) else dict.fromkeys((*SPATIAL, "intensity"), random)
     d = len(sample.shape)
     if settings.flip > 0:
-        allowed = settings.flip_axes if settings.flip_axes is not None else range(d)
+        allowed = flip_axes(settings, d)
         drawn = [source["flip"].random() < settings.flip for _ in range(d)]
         sample = flip(sample, [axis for axis in allowed if drawn[axis]], swaps=swaps)
     if settings.turn > 0 and source["turn"].random() < settings.turn:
@@ -177,8 +177,22 @@ def augment(
     return sample
 
 
+def flip_axes(settings: Augmentation, d: int) -> list[int]:
+    """Axes of a grid of d axes that may be mirrored, from 0.
+
+    Raises
+    ------
+    OptionError
+        For an axis that the grid does not have.
+    """
+    given = settings.flip_axes if settings.flip_axes is not None else range(d)
+    if not isinstance(given, Sequence) or any(type(axis) is not int or not -d <= axis < d for axis in given):
+        raise OptionError(f"augmentation: flip_axes is {given}; give axes of the model grid, from 0 to {d - 1}")
+    return sorted({axis % d for axis in given})
+
+
 def flip(sample: Sample, axes: Sequence[int], *, swaps: Sequence[tuple[int, int]] = ()) -> Sample:
-    """Mirror along axes; where the first is among them, left and right classes change places."""
+    """Mirror along axes, numbered from 0; where the first is among them, left and right classes change places."""
     if not axes:
         return sample
     labels, known = sample.labels, sample.known

@@ -341,7 +341,8 @@ def read_folder(
         The folder.
     images
         Pattern with one ``{id}``, relative to the folder, such as ``imagesTr/{id}.nii.gz`` or ``{id}/t1.nii.gz``; ``*``
-        and ``**`` as in shells. Several patterns joined by ``+`` are channels.
+        and ``**`` as in shells. Several patterns joined by ``+`` are channels. What a pattern below takes for
+        something of another image is no image.
     labels, masks, landmarks
         The same for what belongs to an image; what is not there is left out.
     subject
@@ -365,8 +366,12 @@ def read_folder(
     folder = Path(root)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder that holds the images")
+    more = {kind: _found(folder, pattern) if pattern else {} for kind, pattern in
+            (("labels", labels), ("masks", masks), ("landmarks", landmarks))}  # fmt: skip
+    # Of {id}.nii.gz and {id}_labels.nii.gz the first fits both: scan_labels.nii.gz is no image but the labels of scan.
+    belongs = {file: id for kind in more.values() for id, file in kind.items()}
     patterns = images.split("+")
-    first = _found(folder, patterns[0])
+    first = {id: file for id, file in _found(folder, patterns[0]).items() if belongs.get(file, id) == id}
     if not first:
         raise InputError(f"{folder}: no file fits the pattern '{patterns[0]}'; write {{id}} where the names differ")
 
@@ -379,8 +384,6 @@ def read_folder(
                if id not in found]  # fmt: skip
     if lacking:
         raise InputError(f"{folder}: {len(lacking)} channels are missing: {', '.join(lacking)}")
-    more = {kind: _found(folder, pattern) if pattern else {} for kind, pattern in
-            (("labels", labels), ("masks", masks), ("landmarks", landmarks))}  # fmt: skip
     cases = []
     for id, file in first.items():
         points = more["landmarks"].get(id)

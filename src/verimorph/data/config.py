@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch.utils.data import Dataset as TorchDataset
 
 from verimorph.data.adapters import adapter
-from verimorph.data.augment import Augmentation
+from verimorph.data.augment import Augmentation, flip_axes
 from verimorph.data.cases import Case, Dataset, Pair, read_folder, read_learn2reg, read_pairs
 from verimorph.data.loader import Batch, PairItems, SyntheticItems, batches, collate
 from verimorph.data.pairs import PairStream, make_sampler
@@ -311,6 +311,7 @@ def build_data(config: DataConfig | Mapping[str, Any], *, seed: int = 0) -> Data
         return _shapes(settings, synthetic, augmentation, seed)
     dataset = read_dataset(settings)
     preparation = Preparation.from_dict({**_plain(dataset.preparation), **settings.preparation})
+    flip_axes(augmentation, preparation.ndim)  # a wrong axis is better refused before images are read
     train = dataset.split(settings.train)
     trained = _with_labels(dataset, settings, train)
     judged_pairs = _validation(settings, dataset)
@@ -416,10 +417,24 @@ def _made(kind: Any, given: Mapping[str, Any], place: str) -> Any:
     for name in given:
         if name not in known:
             raise OptionError(f"data: {place} has no setting '{name}'{nearest(name, known)}")
+    for item in fields(kind):
+        value = given.get(item.name, item.default)
+        if not _is_like(value, item.default):
+            like = list(item.default) if isinstance(item.default, tuple) else item.default
+            raise OptionError(f"data: {place}.{item.name} is {value!r}; give something like {like}")
     try:
         return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
     except TypeError as error:
         raise OptionError(f"data: {place}: {error}") from None
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a setting is of the type of its default: a number, a text, a list of such; a whole one where that is."""
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple) and all(_is_like(part, default[0]) for part in value)
+    if type(default) in (int, float):
+        return isinstance(value, int if type(default) is int else int | float) and not isinstance(value, bool)
+    return not isinstance(default, str) or isinstance(value, str)
 
 
 def _plain(preparation: Mapping[str, Any]) -> dict[str, Any]:

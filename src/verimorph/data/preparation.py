@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -150,11 +150,11 @@ class Preparation:
                 raise OptionError(f"preparation: no setting '{name}'{nearest(name, known)}")
         if "shape" not in settings:
             raise OptionError("preparation: shape is missing; give the voxels of the model grid along each axis")
-        values = dict(settings)
-        for name in ("shape", "point", "spacing_mm"):
-            if isinstance(values.get(name), list):
-                values[name] = tuple(values[name])
-        values["windows"] = tuple(tuple(window) for window in values.get("windows") or ())
+        values = {name: _tuples(value) for name, value in settings.items()}
+        values["windows"] = values.get("windows") or ()
+        for name, (fits, what) in _FORMS.items():
+            if name in values and not fits(values[name]):
+                raise OptionError(f"preparation: {name} is {settings[name]!r}; give {what}")
         return cls(**values)
 
     def fingerprint(self) -> str:
@@ -360,6 +360,31 @@ class Preparation:
         """
         bend = DisplacementField(self.grid(fixed), displacement.detach().float().cpu(), inverse)
         return chain([bend, Affine(moving @ np.linalg.inv(fixed))])
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(part) for part in value) if isinstance(value, list | tuple) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, tuple) and all(_is_number(part) for part in value)
+
+
+#: What a setting that was read from a file must be, and how to say so; what it may be is for the class to say.
+_FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "shape": (lambda v: _are_numbers(v) and all(n % 1 == 0 for n in v), "whole numbers of voxels: [160, 192, 160]"),
+    "spacing_mm": (lambda v: v is None or _is_number(v) or _are_numbers(v), "one size in mm, one an axis, or null"),
+    "intensity": (lambda v: isinstance(v, str), f"one of {', '.join(INTENSITIES)}"),
+    "windows": (lambda v: all(_are_numbers(w) and len(w) == 2 for w in v) if isinstance(v, tuple) else False,
+                "(width, level) of each: [[400, 40]]"),
+    "centre": (lambda v: isinstance(v, str), f"one of {', '.join(CENTRES)}"),
+    "point": (lambda v: v is None or _are_numbers(v), "world coordinates in mm: [0, 0, 0]"),
+    "atlas": (lambda v: v is None or isinstance(v, str), "an image file"),
+}  # fmt: skip
 
 
 def intensity_centre(image: Image) -> Float[ndarray, " d"]:

@@ -25,10 +25,11 @@ from verimorph.data.cases import Case, Dataset
 from verimorph.data.preparation import Preparation
 from verimorph.data.source import Source
 from verimorph.errors import InputError, ResourceError
+from verimorph.image import Image
 from verimorph.io import validate
 from verimorph.io.safe import require_free_space, writing_folder
 
-_FORMAT = 1
+_FORMAT = 2
 _PARTS = ("image", "labels", "mask", "points", "known", "matrix")
 
 
@@ -162,6 +163,8 @@ class Store:
         files = [*case.files, *([noisy.path] if (noisy := self._noisy_source(case)) is not None else [])]
         told = [_FORMAT, self.preparation.fingerprint(), self.class_values, case.relabel]
         told += [sorted(case.known) if case.known is not None else None, [str(source) for source in case.images]]
+        # The part of a file counts as well: one .npz may hold several label maps.
+        told += [str(case.labels), str(case.mask), case.landmarks, case.landmarks_in_voxels]
         for file in files:
             try:
                 state = os.stat(file)
@@ -183,10 +186,12 @@ class Store:
         for other in images[1:]:
             validate.check_same_grid(images[0], other, f"channel of case {case.id}")
         matrix = self.preparation.index_to_world(images[0], cache=self.folder)
-        labels, known = self._labels(case, matrix)
+        labels, known = self._labels(case, matrix, images[0])
         mask = None
         if case.mask is not None:
-            mask = self.preparation.mask(case.mask.read(), matrix).numpy()
+            drawn = case.mask.read()
+            validate.check_mask(drawn, images[0], f"mask of case {case.id}")
+            mask = self.preparation.mask(drawn, matrix).numpy()
         points = case.read_points(images[0])
         return Prepared(
             image=self.preparation.volume(images, matrix).numpy(),
@@ -197,13 +202,17 @@ class Store:
             matrix=matrix,
         )
 
-    def _labels(self, case: Case, matrix: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-        """Classes on the model grid, and which are known: true labels, and noisy ones of the classes that lack them."""
+    def _labels(self, case: Case, matrix: np.ndarray, image: Image) -> tuple[np.ndarray | None, np.ndarray]:
+        """Classes on the model grid, and which are known: true labels, and noisy ones of the classes that lack them.
+
+        A map without any label is taken: an image may show none of the structures.
+        """
         k = len(self.class_values)
         narrow = np.uint8 if k < 256 else np.int16
         truth, known = None, np.zeros(k, dtype=bool)
         drawn = case.read_labels()
         if drawn is not None:
+            validate.check_same_grid(image, drawn, f"label map of case {case.id}")
             truth = classes_of(self.preparation.labels(drawn, matrix), self.class_values)
             known = np.array([case.known is None or value in case.known for value in self.class_values], dtype=bool)
             # Values that nobody annotated on purpose say nothing.
@@ -211,7 +220,9 @@ class Store:
         noisy = self._noisy_source(case)
         if noisy is None:
             return (None if truth is None else truth.numpy().astype(narrow)), known
-        predicted = classes_of(self.preparation.labels(noisy.read(), matrix), self.class_values)
+        guessed = noisy.read()
+        validate.check_same_grid(image, guessed, f"noisy label map of case {case.id}")
+        predicted = classes_of(self.preparation.labels(guessed, matrix), self.class_values)
         if truth is not None:
             predicted[torch.from_numpy(np.concatenate([[False], known]))[predicted]] = 0
             predicted = torch.where(truth > 0, truth, predicted)

@@ -82,9 +82,9 @@ class SyntheticSettings:
             if isinstance(value, float | int) and value < 0:
                 raise OptionError(f"synthetic: {item.name} is {value}; give 0 or more")
         for name in ("means", "deviation"):
-            low, high = getattr(self, name)
-            if not 0 <= low <= high:
-                raise OptionError(f"synthetic: {name} is ({low:g}, {high:g}); give 0 <= low <= high")
+            bounds = getattr(self, name)
+            if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
+                raise OptionError(f"synthetic: {name} is {tuple(bounds)}; give two numbers, 0 <= low <= high")
 
 
 def uniform(low: float, high: float, generator: torch.Generator) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ class Result:
     moved_labels: Path | None = None
 
 
-def read_task(path: str | Path, *, data: str | Path | None = None, split: str | None = None) -> Task:
+def read_task(path: str | Path, *, data: str | Path | None = None, split: str | Sequence[str] | None = None) -> Task:
     """Read the pairs to score from a CSV, or from a Learn2Reg dataset or evaluation JSON.
 
     CSV columns (a header line is needed; others are passed over): ``fixed``, ``moving``, ``fixed_labels``,
@@ -96,7 +97,7 @@ def read_task(path: str | Path, *, data: str | Path | None = None, split: str | 
     data
         Folder that relative paths start from; default: that of the file.
     split
-        Which list of a Learn2Reg JSON.
+        Which list of a Learn2Reg JSON; of several names the first that is there.
 
     Raises
     ------
@@ -107,7 +108,8 @@ def read_task(path: str | Path, *, data: str | Path | None = None, split: str | 
     if not file.is_file():
         raise InputError(f"{file}: no such file; give a CSV of pairs or a Learn2Reg dataset JSON")
     root = Path(data) if data is not None else file.parent
-    task = _from_json(file, root, split) if file.suffix.lower() == ".json" else _from_csv(file, root)
+    lists = () if split is None else (split,) if isinstance(split, str) else tuple(split)
+    task = _from_json(file, root, lists) if file.suffix.lower() == ".json" else _from_csv(file, root)
     if not task.cases:
         raise InputError(f"{file}: names no pair")
     names = [case.name for case in task.cases]
@@ -187,7 +189,10 @@ def _result(entry: Path, case: Case) -> Result | None:
 def _from_csv(file: Path, root: Path) -> Task:
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
-            rows = list(csv.DictReader(opened))
+            reader = csv.DictReader(opened)
+            # A space after a comma is no part of a column's name.
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file}: not a readable CSV ({error})") from None
     columns = set(rows[0]) - {None} if rows else set()
@@ -233,7 +238,7 @@ def _from_csv(file: Path, root: Path) -> Task:
     return Task(file.stem, tuple(cases))
 
 
-def _from_json(file: Path, root: Path, split: str | None) -> Task:
+def _from_json(file: Path, root: Path, names: Sequence[str]) -> Task:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -241,9 +246,10 @@ def _from_json(file: Path, root: Path, split: str | None) -> Task:
     if not isinstance(content, dict):
         raise InputError(f"{file}: not a Learn2Reg dataset file, which is a JSON object with lists of pairs")
     lists = {key: value for key, value in content.items() if _is_pair_list(value)}
-    if split is not None and split not in lists:
-        raise OptionError(f"{file}: has no list of pairs '{split}'{nearest(split, lists)}")
-    chosen = split or next((key for key in LEARN2REG_SPLITS if key in lists), next(iter(lists), None))
+    chosen = next((name for name in names or LEARN2REG_SPLITS if name in lists), None)
+    if names and chosen is None:
+        raise OptionError(f"{file}: has no list of pairs '{names[-1]}'{nearest(names[-1], lists)}")
+    chosen = chosen or next(iter(lists), None)
     if chosen is None:
         raise InputError(f"{file}: has no list of pairs such as {', '.join(LEARN2REG_SPLITS[:3])}")
     methods = content.get("evaluation_methods", [])

@@ -10,7 +10,7 @@ import errno
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -129,6 +129,20 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
+
+
+def keep_inputs(targets: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike]) -> None:
+    """Refuse to write results onto files that are read: nothing may take the place of what it was made of.
+
+    Raises
+    ------
+    InputError
+        Naming the first target that is an input, whatever way it is written.
+    """
+    read = {os.path.realpath(file) for file in inputs}
+    for target in targets:
+        if os.path.realpath(target) in read:
+            raise InputError(f"{target}: is an input, and a result would take its place; choose another output folder")
 
 
 def _move_into(source: Path, target: Path) -> None:

@@ -41,8 +41,10 @@ def train(
     validate: Callable[[nn.Module], Validation] | None = None,
     on_best: Callable[[nn.Module, dict[str, float], int], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
+    on_begin: Callable[[], None] | None = None,
     fabric: Fabric | None = None,
     resume: bool = False,
+    identity: Mapping[str, str] | None = None,
 ) -> Result:
     """Train a model through phases.
 
@@ -63,8 +65,12 @@ def train(
         so far; without ``validate`` once at the end.
     on_step
         Told of every step.
+    on_begin
+        Told that the run begins: nothing was refused, nothing is written yet.
     resume
         Go on from the newest checkpoint of ``folder``; start where there is none.
+    identity
+        What else a checkpoint must have been made with for the run to go on from it: a name and a hash of each.
 
     Raises
     ------
@@ -76,7 +82,8 @@ def train(
         When the disk is full, memory is short, or a worker of the data was killed.
     """
     fabric = fabric if fabric is not None else make_fabric(accelerator="cpu")
-    return _Run(model, phases, train_batches, Path(folder), options, validate, on_best, on_step, fabric).go(resume)
+    run = _Run(model, phases, train_batches, Path(folder), options, validate, on_best, on_step, fabric, identity or {})
+    return run.go(resume, on_begin)
 
 
 class _Run:
@@ -93,11 +100,12 @@ class _Run:
         on_best: Callable[[nn.Module, dict[str, float], int], None] | None,
         on_step: Callable[[Progress], None] | None,
         fabric: Fabric,
+        identity: Mapping[str, str],
     ) -> None:
         if not phases:
             raise OptionError("a training needs at least one phase")
         self.model, self.phases, self.train_batches = model, tuple(phases), train_batches
-        self.folder, self.options, self.fabric = folder, options, fabric
+        self.folder, self.options, self.fabric, self.identity = folder, options, fabric, dict(identity)
         self.validate, self.on_best, self.on_step = validate, on_best, on_step
         self.steps = sum(phase.steps for phase in phases)
         self.step = self.drawn = self.unimproved = 0
@@ -113,7 +121,7 @@ class _Run:
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
-    def go(self, resume: bool) -> Result:
+    def go(self, resume: bool, on_begin: Callable[[], None] | None) -> Result:
         started = self.started = time.monotonic()
         if self.options.minutes is not None and len(self.phases) > 1:
             raise OptionError(f"minutes limits a run of one phase, this one has {len(self.phases)}; give steps")
@@ -125,6 +133,8 @@ class _Run:
             self._check_outline(saved)
             self.step = saved["step"]
         self.first = self.step
+        if on_begin is not None and self.fabric.is_global_zero:
+            on_begin()
         self._open_logs(resumed=saved is not None)
         stopped = False
         try:
@@ -427,6 +437,14 @@ class _Run:
                 f"{self.folder}: its checkpoint is of another recipe (other weights, phases or terms, or fewer steps); "
                 "resume with the recipe it began with, or choose another folder"
             )
+        # Checkpoints of earlier versions do not say it.
+        before = saved.get("identity") or self.identity
+        other = [name for name, value in self.identity.items() if before.get(name) != value]
+        if other:
+            raise InputError(
+                f"{self.folder}: its run was begun with another {' and '.join(other)}; resume with what it began with "
+                "(its recipe.yaml says it), or choose another folder"
+            )
 
     def _checkpoint(self) -> None:
         randoms = [random_state()]
@@ -437,6 +455,7 @@ class _Run:
             self._all_finite(self.model)
             state = {
                 "outline": self._outline(),
+                "identity": self.identity,
                 "step": self.step,
                 "drawn": self.drawn,
                 "model": self.model.state_dict(),

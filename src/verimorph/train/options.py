@@ -72,6 +72,8 @@ class Options:
             raise OptionError(f"ema is {self.ema}; give a share between 0 and 1, such as 0.999")
         if self.minutes is not None and not self.minutes > 0:
             raise OptionError(f"minutes is {self.minutes}; give a time above 0, or leave it out")
+        if self.patience is not None and self.validate_every is None:
+            raise OptionError("patience counts validations, and the only one is at the end; give validate_every: N")
 
 
 @dataclass(frozen=True)

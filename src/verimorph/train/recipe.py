@@ -127,7 +127,7 @@ class Recipe(Strict):
     minutes: float | None = Field(default=None, gt=0)
     channels_last: bool = False
     tensorboard: bool = True
-    start: str = "none"
+    start: Literal["none", "centres", "rigid", "affine"] = "none"
     licence: str = "not stated"
 
     def build_phases(self) -> tuple[Phase, ...]:
@@ -194,9 +194,13 @@ def _terms(name: str, variant: str | None) -> tuple[str, ...]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which ``1e-4`` is a number and a key that is given twice is refused."""
+    """YAML in which ``1e-4`` is a number, a date is a text, and a key that is given twice is refused."""
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
@@ -208,6 +212,9 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode, deep: bool = False
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, dict | list):
+            told = "a mapping or list stands where a key is; put texts with braces or brackets into quotes"
+            raise yaml.constructor.ConstructorError(None, None, told, key_node.start_mark)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
         seen.add(key)
@@ -293,9 +300,13 @@ def settle(given: Mapping[str, Any], *, sets: Iterable[str] = (), where: object 
     OptionError
         For a key that is unknown (the nearest one is named), a value that does not fit, or an unknown method.
     """
-    settings = json.loads(json.dumps(dict(given)))
-    for place, value in assignments(sets):
-        assign_setting(settings, place, value)
+    settings = dict(given)
+    try:
+        settings = json.loads(json.dumps(settings))
+        for place, value in assignments(sets):
+            assign_setting(settings, place, json.loads(json.dumps(value)))
+    except TypeError as error:  # what YAML calls !!set or !!binary
+        raise OptionError(f"{where}: {error}; write numbers, texts, lists and mappings alone") from None
     name = settings.get("method")
     if not isinstance(name, str):
         raise OptionError(f"{where}: names no method; write method: {next(iter(METHODS))}")
@@ -337,7 +348,13 @@ def read_recipe(path: str | os.PathLike, *, sets: Iterable[str] = (), over: Mapp
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{file}: there is no such recipe; give a YAML file or the name of a method")
-    given = read_yaml(file.read_text(encoding="utf-8"), where=file)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{file}: is no text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+    given = read_yaml(text, where=file)
     if not isinstance(given, dict):
         raise InputError(f"{file}: is no recipe; it must hold settings, 'method' among them")
     return settle(merged(given, over or {}), sets=sets, where=file)

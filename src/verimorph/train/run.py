@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from verimorph.data.config import Data, build_data
-from verimorph.errors import InputError, OptionError
+from verimorph.errors import InputError, OptionError, VerimorphWarning, nearest
 from verimorph.io.safe import replacing, require_writable
 from verimorph.methods import method
 from verimorph.methods.card import Card, Label, TrainingData
@@ -27,7 +29,10 @@ from verimorph.train.options import Options, Progress, Result, make_fabric
 from verimorph.train.phases import Phase
 from verimorph.train.recipe import Recipe
 from verimorph.train.state import checkpoints
-from verimorph.train.validate import Validation, validate_registration, validate_segmentation
+from verimorph.train.validate import Validation, measures, validate_registration, validate_segmentation
+
+LEAST_COVERED = 0.25
+"""A model grid that holds less than this part of the images' fields of view gets a warning."""
 
 #: Settings that a recipe and the loop's options have in common.
 _SHARED = (
@@ -68,7 +73,10 @@ def set_up(recipe: Recipe) -> Setup:
     model = told.model(ndim=data.ndim, channels=data.channels, variant=recipe.variant, **settings)
     _check_stride(model, data, recipe)
     options = Options(**{name: getattr(recipe, name) for name in _SHARED})
-    return Setup(recipe, data, model, phases, _card(recipe, data, settings), options)
+    card = _card(recipe, data, settings)
+    _check_monitor(recipe, data, card)
+    _warn_of_small_grid(data)
+    return Setup(recipe, data, model, phases, card, options)
 
 
 def merged_settings(recipe: Recipe, data: Data) -> dict[str, Any]:
@@ -89,6 +97,70 @@ def _check_stride(model: nn.Module, data: Data, recipe: Recipe) -> None:
             f"method '{recipe.method}' needs sides that are multiples of {stride}, and {min(wrong)} is none; "
             f"change data.preparation.shape (or data.crop), now {'x'.join(map(str, shape))}"
         )
+
+
+def _check_monitor(recipe: Recipe, data: Data, card: Card) -> None:
+    """Refuse what acts on validations where there are none, and a measure that no validation has."""
+    if not data.validation_pairs:
+        for name in ("patience", "monitor"):
+            if getattr(recipe, name) is not None:
+                raise OptionError(f"{name} acts on validations and there are no pairs for them; give data.validation")
+    elif recipe.monitor is not None:
+        known = measures(single=data.single, names=[label.name for label in card.labels])
+        if recipe.monitor not in known:
+            raise OptionError(f"the validation has no measure '{recipe.monitor}'{nearest(recipe.monitor, known)}")
+
+
+def _warn_of_small_grid(data: Data) -> None:
+    """Warn where most of a typical image lies outside of the model grid: the model would never see it."""
+    if data.dataset is None or data.preparation.centre == "atlas" or not data.train_ids:
+        return
+    covered = []
+    for id in data.train_ids[:: max(1, len(data.train_ids) // 5)][:5]:
+        image = data.dataset.case(id).images[0].read()
+        grid = data.preparation.grid(data.preparation.index_to_world(image))
+        ends = [np.linspace(0, n - 1, 17) for n in image.grid.shape]
+        lattice = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, image.grid.ndim)
+        covered.append(float(grid.contains(image.grid.index_to_world(lattice)).mean()))
+    if np.median(covered) < LEAST_COVERED:
+        spacing = data.preparation.spacing_mm
+        size = "each image's own size" if spacing is None else f"{spacing} mm"
+        warnings.warn(
+            VerimorphWarning(
+                f"the model grid, {'x'.join(map(str, data.preparation.shape))} voxels of {size}, holds "
+                f"{100 * np.median(covered):.0f} % of the images; give a larger shape or spacing to see more of them"
+            ),
+            stacklevel=3,
+        )
+
+
+def _identity(setup: Setup) -> dict[str, str]:
+    """Hashes of what a run depends on from its first step to its last, by what a message calls it.
+
+    Images count by name and size, wherever they lie: a run may go on on another machine.
+    """
+    recipe, data = setup.recipe, setup.data
+    elsewhere = ("root", "csv", "learn2reg", "cache", "memory", "workers", "preparation")
+    ids = dict.fromkeys([*data.train_ids, *(id for pair in data.validation_pairs for id in pair)])
+    cases = [] if data.dataset is None else [data.dataset.case(id) for id in ids]
+    files = [[case.id, *((file.name, file.stat().st_size) for file in case.files if file.exists())] for case in cases]
+    terms: list[Any] = [recipe.objective, [part.objective for part in recipe.parts or ()]]
+    terms += [[phase.objective, [part.objective for part in phase.parts or ()]] for phase in recipe.phases or ()]
+    told = {
+        "method": [recipe.method, recipe.variant, setup.card.settings],
+        "data": [
+            {name: value for name, value in recipe.data.items() if name not in elsewhere},
+            [data.class_values, data.train_ids, data.validation_pairs, files],
+        ],
+        "preparation": data.preparation.to_dict(),
+        "batch": [recipe.batch, recipe.accumulate],
+        "seed": recipe.seed,
+        "objective": terms,
+    }
+    return {
+        name: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        for name, value in told.items()
+    }
 
 
 def _card(recipe: Recipe, data: Data, settings: Mapping[str, Any]) -> Card:
@@ -123,7 +195,6 @@ def run_recipe(
     accelerator: str = "auto",
     devices: int | str = 1,
     nodes: int = 1,
-    precision: str | None = None,
     resume: bool = False,
     head: tuple[str, ...] = (),
     on_step: Callable[[Progress], None] | None = None,
@@ -135,8 +206,6 @@ def run_recipe(
     ----------
     accelerator, devices, nodes
         ``cpu``, ``cuda``, ``mps`` or ``auto``; how many on each machine; how many machines.
-    precision
-        In place of the recipe's.
     resume
         Go on from the folder's newest checkpoint. Without it a folder that holds a run is refused.
     head
@@ -153,7 +222,7 @@ def run_recipe(
     require_writable(folder)
     if not resume and (checkpoints(folder / "checkpoints") or (folder / "model").exists()):
         raise InputError(f"{folder}: holds a run already; go on with it (--resume), or choose another folder")
-    wanted = precision or recipe.precision
+    wanted: str = recipe.precision
     if wanted == "gpu-bf16":
         on_gpu = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
         wanted = "bf16-mixed" if on_gpu else "32-true"
@@ -161,12 +230,13 @@ def run_recipe(
     setup = set_up(recipe)
     if on_setup is not None and fabric.is_global_zero:
         on_setup(setup)
-    if fabric.is_global_zero:
-        with replacing(folder / "recipe.yaml") as beside:
-            beside.write_text(recipe.to_yaml(head=head), encoding="utf-8")
     data, objective = setup.data, setup.phases[-1].objective
     names = [label.name for label in setup.card.labels]
     measure = validate_segmentation if data.single else validate_registration
+
+    def keep_recipe() -> None:
+        with replacing(folder / "recipe.yaml") as beside:
+            beside.write_text(recipe.to_yaml(head=head), encoding="utf-8")
 
     def batches(start: int) -> Any:
         return data.train_batches(
@@ -192,8 +262,10 @@ def run_recipe(
         validate=validate if data.validation_pairs else None,
         on_best=save,
         on_step=on_step,
+        on_begin=keep_recipe,
         fabric=fabric,
         resume=resume,
+        identity=_identity(setup),
     )
 
 

@@ -64,6 +64,15 @@ class _Means:
         return {name: float(np.mean(values)) for name, values in self._values.items() if values}
 
 
+def measures(*, single: bool, names: Sequence[str]) -> list[str]:
+    """What a validation may measure, of images or of pairs whose classes have these names (background first)."""
+    found = ["loss"] if single else ["loss", "folding_percent", "sd_log_jacobian", "landmarks_voxels"]
+    if names:
+        found += ["dice"] if single else ["dice", "dice_before"]
+        found += [f"dice_{name}" for name in names[1:]] if len(names) <= _SHOWN else []
+    return found
+
+
 def validate_registration(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -212,4 +221,4 @@ def _pictures(batch: Batch, displacement: Tensor) -> dict[str, ndarray]:
     }
 
 
-__all__ = ["Validation", "mean_dice", "validate_registration", "validate_segmentation"]
+__all__ = ["Validation", "mean_dice", "measures", "validate_registration", "validate_segmentation"]
