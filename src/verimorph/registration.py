@@ -29,7 +29,7 @@ from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.inputs import Inputs, fingerprint, parts_of, read_start
 from verimorph.io import Points, validate, write_image, write_points, write_transform
-from verimorph.io.safe import require_free_space, writing_folder
+from verimorph.io.safe import keep_inputs, require_free_space, writing_folder
 from verimorph.planning import Plan, Work, require_memory
 from verimorph.prepare import default_background
 from verimorph.solve.progress import Event, Step
@@ -39,6 +39,15 @@ from verimorph.transform import Affine, Composite, DisplacementField, Transform
 
 if TYPE_CHECKING:
     from verimorph.uncertainty.assess import Uncertainty
+
+
+RESULT_FILES = (
+    *("moved.nii.gz", "jacobian.nii.gz", "transform.h5", "inverse.h5", "moved_labels.nii.gz", "moved_landmarks.csv"),
+    *("error_mm.nii.gz", "displacement_std.nii.gz", "label_uncertainty.nii.gz", "fixed_in_moving_space.nii.gz"),
+    *("ants_0GenericAffine.mat", "ants_1Warp.nii.gz", "ants_1InverseWarp.nii.gz", "ants_Warped.nii.gz"),
+    *("metrics.json", "provenance.json", "report.html"),
+)
+"""What a registration may write into its folder."""
 
 
 @dataclass
@@ -243,8 +252,11 @@ class Registration:
         Raises
         ------
         InputError, ResourceError
-            If the folder cannot be written to, or the disk is full.
+            If the folder cannot be written to, an input would be overwritten, or the disk is full.
         """
+        given = (self.fixed, self.moving, self.fixed_mask, self.moving_mask, self.fixed_labels, self.moving_labels)
+        read = [image.path for image in given if image is not None and image.path is not None]
+        keep_inputs((Path(folder) / name for name in RESULT_FILES), read)
         if style not in ("verimorph", "ants"):
             raise OptionError(f"unknown output style '{style}'; known: verimorph, ants")
         require_free_space(folder, 24 * self.fixed.grid.size + (1 << 22))
@@ -389,7 +401,7 @@ def register(
             from verimorph.uncertainty.bound import read_calibration
 
             held = read_calibration(calibration)
-            held.factor(level, True)
+            held.check(level)
         with clock("read"):
             given = Inputs.read(
                 fixed=fixed,

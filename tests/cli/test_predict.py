@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from verimorph.errors import OptionError
 from verimorph.methods import method
 from verimorph.methods.card import Card, Label, TrainingData
 from verimorph.methods.checkpoint import save_model
@@ -180,12 +183,153 @@ def test_submission_is_read_as_the_same_transform(verimorph, model, tmp_path, pa
     verimorph(*words, "learn2reg2020").assert_user_error("did you mean 'learn2reg-2020'")
 
 
-def test_segmentation_restores_ids_and_puts_true_labels_back(verimorph, tmp_path, pair):
-    settings = {"classes": 3, "channel_multiplication": 1}
+@pytest.fixture
+def segmenter(tmp_path):
+    """A segmentation model of three classes."""
     labels = [Label(value=0, name="background"), Label(value=4, name="a"), Label(value=300, name="b")]
-    segmenter = save(
-        tmp_path / "segmenter", "estienne-segmentation", task="segmentation", settings=settings, labels=labels
-    )
+    settings = {"classes": 3, "channel_multiplication": 1}
+    return save(tmp_path / "segmenter", "estienne-segmentation", task="segmentation", settings=settings, labels=labels)
+
+
+def listed(folder: Path, name: str, pair: tuple[Path, Path], file: str = "list.csv") -> Path:
+    """A list of one pair."""
+    table = folder / file
+    table.write_text(f"case,fixed,moving\n{name},{pair[0]},{pair[1]}\n")
+    return table
+
+
+def test_results_of_pairs_never_take_the_place_of_files(verimorph, model, pair, tmp_path):
+    study = tmp_path / "study"
+    own = study / "patient01"
+    own.mkdir(parents=True)
+    scans = [Path(shutil.copy(file, own)) for file in pair]
+    notes = tmp_path / "victim" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    words = ("predict", model, "-o", study, "--pairs")
+    verimorph(*words, listed(tmp_path, "patient01", scans)).assert_user_error("patient01: holds an input")
+    verimorph(*words, listed(tmp_path, "patient01", pair)).assert_user_error("no provenance.json")
+    for name in ("../victim", ".", "a\\b", "pairs.csv"):
+        verimorph(*words, listed(tmp_path, name, pair)).assert_user_error(f"case '{name}'", "rename")
+    verimorph(*words, listed(study, "new", pair, "pairs.csv")).assert_user_error("is no table of results")
+    assert notes.read_text() == "mine"
+    assert {file.name for file in own.iterdir()} == {file.name for file in scans}
+    assert "new" in (study / "pairs.csv").read_text()
+    assert not (study / "new").exists()
+
+
+def test_results_of_one_pair_never_take_the_place_of_its_images(verimorph, model, pair, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    moving = Path(shutil.copy(pair[1], work / "moved.nii.gz"))
+    before = moving.read_bytes()
+    words = ("predict", model, "-f", pair[0], "-m", moving, "--no-report", "-o")
+    verimorph(*words, work).assert_user_error("moved.nii.gz: is an input")
+    assert moving.read_bytes() == before
+    assert [file.name for file in work.iterdir()] == ["moved.nii.gz"]
+    assert verimorph(*words, tmp_path / "out").code == 0
+
+
+def test_label_maps_never_take_the_place_of_images(verimorph, segmenter, pair, tmp_path):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    scan = Path(shutil.copy(pair[0], scans / "scan.nii.gz"))
+    before = scan.read_bytes()
+    verimorph("predict", segmenter, "--folder", scans, "-o", scans).assert_user_error("scan.nii.gz: is an input")
+    verimorph("predict", segmenter, "--image", scan, "-o", scans).assert_user_error("scan.nii.gz: is an input")
+    assert scan.read_bytes() == before
+    (out := tmp_path / "out").mkdir()
+    (out / "settings.json").write_text('{"mine": 1}')
+    verimorph("predict", segmenter, "--image", scan, "-o", out).assert_user_error("settings.json: is of no earlier run")
+
+
+def test_what_changed_since_is_done_again(verimorph, model, segmenter, pair, table, tmp_path):
+    out, labels = tmp_path / "out", tmp_path / "labels"
+    words = ("predict", model, "--pairs", table, "-o", out, "--train")
+    single = ("predict", segmenter, "--image", pair[0], "-o", labels)
+    for command in (words, single):
+        assert verimorph(*command).code == 0
+        assert "were there already" in verimorph(*command).out
+    dice = rows(out / "pairs.csv")[0]["dice"]
+    file = tmp_path / "fixed_labels.nii.gz"
+    found = nib.load(file)
+    nib.save(nib.Nifti1Image(np.roll(np.asarray(found.dataobj), 3, 0), found.affine), file)
+    assert "were there already" not in verimorph(*words).out
+    assert rows(out / "pairs.csv")[0]["dice"] != dice
+    assert "were there already" in verimorph(*single).out
+    shutil.copy(pair[1], pair[0])
+    assert "were there already" not in verimorph(*single).out
+
+
+def test_submission_names_are_checked_before_anything_is_predicted(verimorph, model, pair, tmp_path):
+    out = tmp_path / "out"
+    words = ("predict", model, "-o", out, "--save-submission", "learn2reg")
+    verimorph(*words, "-f", pair[0], "-m", pair[1]).assert_user_error("numbers of the subjects")
+    one, two = (file.rename(file.with_name(f"Head_000{k}_0000.nii.gz")) for k, file in enumerate(pair, start=1))
+    again = tmp_path / "again"
+    again.mkdir()
+    shutil.copy(two, again)
+    listing = tmp_path / "list.csv"
+    listing.write_text(f"case,fixed,moving\na,{one},{two}\nb,{one},{again / two.name}\n")
+    verimorph(*words, "--pairs", listing).assert_user_error("both come to disp_0001_0000_0002_0000.nii.gz")
+    assert not out.exists()
+
+
+def test_options_that_cannot_act_are_refused(verimorph, model, segmenter, pair, table, tmp_path):
+    fixed, moving = pair
+    out = tmp_path / "out"
+    one = ("predict", model, "-f", fixed, "-m", moving, "-o", out)
+    many = ("predict", model, "--pairs", table, "-o", out)
+    single = ("predict", segmenter, "--image", fixed, "-o", out)
+    verimorph(*one, "--similarity", "mi").assert_user_error("--similarity is for the refinement; give --refine")
+    verimorph(*one, "--regularity", "bending").assert_user_error("--regularity is for the refinement")
+    verimorph(*one, "--largest", "all").assert_user_error("--largest is of label maps")
+    verimorph(*one, "--keep-true").assert_user_error("--keep-true is of label maps")
+    verimorph(*one, "--data", tmp_path).assert_user_error("--data is", "give --pairs")
+    verimorph(*many, "--fixed-labels", fixed).assert_user_error("--fixed-labels is of one pair")
+    for more in (("--refine", 3), ("--start", "affine"), ("--save-submission", "learn2reg"), ("--save-field",)):
+        verimorph(*single, *more).assert_user_error(f"{more[0]} is of registrations")
+    verimorph(*single, "--tile", "16x16").assert_user_error("--tile has 2 sides")
+    verimorph(*one, "--tile", "0x0x0").assert_user_error("--tile is '0x0x0'")
+    verimorph("export", model, "-o", tmp_path / "n.pt", "--shape", "0x0x0").assert_user_error("--shape is '0x0x0'")
+    flat = tmp_path / "flat.tfm"
+    sitk.WriteTransform(sitk.AffineTransform(2), str(flat))
+    verimorph(*one, "--start", flat).assert_user_error("is 2-D, the model is 3-D")
+    assert not out.exists()
+    assert verimorph(*many, "--train", "--save-all", "--no-report").code == 0
+    assert not (out / "back" / "report.html").exists()
+    assert "were there already" in verimorph(*many, "--train", "--save-all", "--no-report").out
+
+
+def test_header_names_may_have_spaces(verimorph, model, pair, tmp_path):
+    listing = tmp_path / "list.csv"
+    listing.write_text(f"case, fixed, moving\na,{pair[0]},{pair[1]}\n")
+    assert verimorph("predict", model, "--pairs", listing, "-o", tmp_path / "out").code == 0
+
+
+def test_a_split_is_found_by_its_own_name_first(tmp_path):
+    from verimorph.predict.jobs import jobs_of_table
+
+    pairs = [{"fixed": "imagesTr/L_0001_0000.nii.gz", "moving": "imagesTr/L_0002_0000.nii.gz"}]
+    file = tmp_path / "LUMIR_dataset.json"
+    for name in ("validation", "registration_val"):
+        file.write_text(json.dumps({name: pairs}))
+        assert [job.name for job in jobs_of_table(file, split="val")] == ["0001_0000-0002_0000"]
+    with pytest.raises(OptionError, match="no list of pairs 'registration_test'"):
+        jobs_of_table(file, split="test")
+
+
+def test_threads_of_each_nesting_are_read(monkeypatch):
+    from verimorph.cli.runtime import set_threads
+
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    for text, count in (("2,1", 2), ("", None), ("many", None)):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert set_threads(None) == (count or len(os.sched_getaffinity(0)))
+
+
+def test_segmentation_restores_ids_and_puts_true_labels_back(verimorph, segmenter, tmp_path, pair):
     fixed, moving = pair
     out = tmp_path / "labels"
     outcome = verimorph("predict", segmenter, "--image", fixed, "-o", out)
@@ -195,6 +339,10 @@ def test_segmentation_restores_ids_and_puts_true_labels_back(verimorph, tmp_path
     assert found.get_data_dtype() == np.int16
     assert set(np.unique(found.dataobj)) <= {0, 4, 300}
     assert len(np.unique(found.dataobj)) > 1
+    outcome = verimorph("predict", segmenter, "--image", fixed, "-o", tmp_path / "tiled", "--tile", "32x32x32")
+    assert outcome.code == 0, outcome.err
+    tiled = np.asarray(nib.load(tmp_path / "tiled" / "fixed.nii.gz").dataobj)
+    assert (tiled == np.asarray(found.dataobj)).mean() > 0.9
     verimorph("predict", segmenter, "-f", fixed, "-m", moving, "-o", out).assert_user_error("is a segmentation model")
     verimorph("predict", segmenter, "--image", fixed, "-o", out, "--keep-true").assert_user_error("--dataset")
 

@@ -139,6 +139,18 @@ def test_ants_names(align, tmp_path):
         assert any(name.endswith(ending) for name in names), f"no {ending} in {names}"
 
 
+def test_no_result_takes_the_place_of_an_input(verimorph, pair, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    own = folder / "moved.nii.gz"
+    own.write_bytes(pair[1].read_bytes())
+    done = verimorph("register", "-f", pair[0], "-m", own, "-o", folder)
+    assert done.code == 2
+    assert "is an input" in done.err
+    assert own.read_bytes() == pair[1].read_bytes()
+    assert [file.name for file in folder.iterdir()] == ["moved.nii.gz"]
+
+
 def test_frozen_axis_stays(align, tmp_path):
     assert align("--restrict", "1x1x0", "--stages", "deformable", "--initial", "identity").code == 0
     found = sitk.ReadTransform(str(tmp_path / "out" / "transform.h5"))

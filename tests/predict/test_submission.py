@@ -144,8 +144,9 @@ def test_names():
         submission.file_name(fixed=one, moving=one, form="learn2reg", short=True)
     with pytest.raises(OptionError, match="did you mean 'learn2reg'"):
         submission.file_name(fixed=one, moving=two, form="lern2reg")
-    with pytest.raises(InputError, match="numbers of the subjects"):
-        Identity.of("brain.nii.gz")
+    for name in ("brain.nii.gz", "sub-01_T1w.nii.gz", "1000_t1_brain.nii.gz"):  # a contrast's number is no subject's
+        with pytest.raises(InputError, match="numbers of the subjects"):
+            Identity.of(name)
 
 
 def test_another_shape_belongs_to_no_task(tmp_path):

@@ -186,7 +186,7 @@ def predict(
     if save_submission is not None:
         choose(save_submission, FORMS, "--save-submission")
     choose(submission_suffix, SUFFIXES, "--submission-suffix")
-    pieces = schedule(tile, "--tile")
+    pieces = schedule(tile, "--tile", least=1)
     offered = {
         "-f and -m": fixed or moving,
         "--pairs": pairs,
@@ -207,9 +207,24 @@ def predict(
         from verimorph.uncertainty.bound import read_calibration
 
         held = read_calibration(calibration)
-        held.factor(level, True)
-    if levels is not None and refine is None:
-        raise OptionError("--levels is for the refinement; give --refine N")
+        held.check(level)
+    solver = {"--similarity": similarity != "auto", "--regularity": regularity, "--levels": levels}
+    scores = {
+        "--fixed-labels": fixed_labels,
+        "--moving-labels": moving_labels,
+        "--fixed-landmarks": fixed_landmarks,
+        "--moving-landmarks": moving_landmarks,
+    }
+    if refine is None:
+        _refuse(solver, "for the refinement; give --refine N")
+    if save_submission is None:
+        _refuse({"--submission-suffix": submission_suffix != SUFFIXES[0]}, "for a submission; give --save-submission")
+    if pairs is None:
+        _refuse({"--data": data}, "where the names in a list start; give --pairs")
+    if dataset is None:
+        _refuse({"--root": root}, "where a data set lies; give --dataset")
+    if not fixed and not moving:
+        _refuse(scores, "of one pair (-f and -m); a list has columns for them, a data set brings its own")
 
     from verimorph.io.safe import require_writable
     from verimorph.methods.checkpoint import read_card
@@ -217,12 +232,23 @@ def predict(
     card = read_card(model)
     require_writable(output)
     if card.task == "segmentation":
-        if uncertainty:
-            raise OptionError(f"{model}: is a segmentation model; --uncertainty is of registrations")
         if fixed or moving or pairs:
             raise OptionError(f"{model}: is a segmentation model; it takes --image, --folder or --dataset, not pairs")
-        _segment(model, output, image, folder, dataset, root, chosen, largest, keep_true, device)
+        others = {
+            "--uncertainty": uncertainty,
+            "--refine": refine,
+            "--start": start,
+            "--save-submission": save_submission,
+            "--save-moved": save_moved,
+            "--save-field": save_field,
+            "--save-grid": save_grid,
+            "--save-all": save_all,
+            "--no-report": no_report,
+        }
+        _refuse(others, f"of registrations; {model} is a segmentation model")
+        _segment(model, output, image, folder, dataset, root, chosen, largest, keep_true, device, pieces)
         return
+    _refuse({"--largest": largest, "--keep-true": keep_true}, f"of label maps; {model} is a registration model")
     if image or folder:
         raise OptionError(f"{model}: is a registration model; it takes pairs (-f and -m, --pairs, --dataset)")
     if (fixed is None) != (moving is None):
@@ -248,6 +274,7 @@ def predict(
         field=save_field,
         grid=save_grid,
         everything=save_all,
+        report=not no_report,
         submission=save_submission,
         suffix=submission_suffix,
         calibration=held,
@@ -255,13 +282,9 @@ def predict(
     )
     registrar = _registrar(model, device, start, pieces)
     if fixed and moving:
-        inputs = {
-            "fixed_labels": fixed_labels,
-            "moving_labels": moving_labels,
-            "fixed_landmarks": fixed_landmarks,
-            "moving_landmarks": moving_landmarks,
-        }
-        result = _one(registrar, fixed, moving, inputs, recipe, wanted, output, report=not no_report)
+        inputs = {name.removeprefix("--").replace("-", "_"): file for name, file in scores.items()}
+        read = [*fixed, *moving, *(Path(file) for file in (*scores.values(), start) if file is not None)]
+        result = _one(registrar, fixed, moving, inputs, recipe, wanted, output, read)
         if strict and result.uncertainty is not None and result.uncertainty.verdict == "fail":
             raise typer.Exit(VERDICT_FAIL)
         return
@@ -291,9 +314,25 @@ def _registrar(model: Path, device: str, start: str | None, tile: tuple[int, ...
     if start is not None:
         settings["start"] = _start(start)
     registrar = Registrar.load(model, device=device, **settings)
-    if tile is not None and len(tile) != registrar.preparation.ndim:
-        raise OptionError(f"--tile has {len(tile)} sides, the model is {registrar.preparation.ndim}-D")
+    ndim = registrar.preparation.ndim
+    _check_tile(tile, ndim)
+    if not isinstance(registrar.start, str) and len(registrar.start) != ndim + 1:
+        raise OptionError(
+            f"--start {start}: is {len(registrar.start) - 1}-D, the model is {ndim}-D; give a fitting one"
+        )
     return registrar
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
+    """Refuse options that would be passed over in silence; ``why`` says what they are for."""
+    names = [name for name, value in given.items() if value]
+    if names:
+        raise OptionError(f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {why}")
+
+
+def _check_tile(tile: tuple[int, ...] | None, ndim: int) -> None:
+    if tile is not None and len(tile) != ndim:
+        raise OptionError(f"--tile has {len(tile)} sides, the model is {ndim}-D")
 
 
 def _start(text: str) -> Any:
@@ -326,14 +365,17 @@ def _one(
     recipe: Recipe | None,
     wanted: Wanted,
     output: Path,
-    *,
-    report: bool,
+    read: list[Path],
 ) -> Registration:
     from verimorph.cli.summary import print_summary
+    from verimorph.io.safe import keep_inputs, writing_folder
     from verimorph.predict.many import SUBMISSION, write_extras
     from verimorph.predict.pair import predict_pair
-    from verimorph.predict.submission import write_field
+    from verimorph.predict.submission import field_names, write_field
 
+    names = fixed[0].name, moving[0].name
+    if wanted.submission is not None:
+        field_names([names], form=wanted.submission, suffix=wanted.suffix)  # refused before the work, not after it
     seen: list[Any] = []
     with ProgressBar() as progress:
         result = predict_pair(
@@ -347,18 +389,20 @@ def _one(
         )
         if wanted.calibration is not None:
             result.assess(calibration=wanted.calibration, level=wanted.level)
-    if wanted.submission is not None:
-        write_field(
-            result.transform,
-            output / SUBMISSION,
-            fixed=result.fixed.grid,
-            moving=result.moving.grid,
-            names=(fixed[0].name, moving[0].name),
-            form=wanted.submission,
-            suffix=wanted.suffix,
-        )
-    result.save(output, report=report)
-    write_extras(result, seen[0], output, wanted)
+    with writing_folder(output) as out:
+        if wanted.submission is not None:
+            write_field(
+                result.transform,
+                out / SUBMISSION,
+                fixed=result.fixed.grid,
+                moving=result.moving.grid,
+                names=names,
+                form=wanted.submission,
+                suffix=wanted.suffix,
+            )
+        result.save(out, report=wanted.report)
+        write_extras(result, seen[0], out, wanted)
+        keep_inputs((output / file.relative_to(out) for file in out.rglob("*")), read)
     print_summary(result, output)
     return result
 
@@ -374,9 +418,9 @@ def _segment(
     largest: str | None,
     keep_true: bool,
     device: str,
+    tile: tuple[int, ...] | None,
 ) -> None:
-    from verimorph.io import read_image
-    from verimorph.predict.jobs import ImageJob, dataset_of, images_of_dataset, images_of_folder
+    from verimorph.predict.jobs import dataset_of, images_of_dataset, images_of_folder, job_of_images
     from verimorph.predict.many import means, segment_many
     from verimorph.predict.segmenter import Segmenter
     from verimorph.registration import check_device
@@ -390,12 +434,10 @@ def _segment(
     if keep_true and dataset is None:
         raise OptionError("--keep-true needs a data set that knows the true labels; give --dataset and --root")
     check_device(device)
-    segmenter = Segmenter.load(model, device=device)
+    segmenter = Segmenter.load(model, device=device, tile=tile)
+    _check_tile(tile, segmenter.preparation.ndim)
     if image:
-        from verimorph.data.cases import stem
-
-        files = list(image)
-        jobs = [ImageJob(stem(files[0]), lambda: ([read_image(file) for file in files], None))]
+        jobs = [job_of_images(image)]
     elif folder is not None:
         jobs = images_of_folder(folder)
     else:

@@ -222,8 +222,11 @@ def register(
         "moving": volume if moving_volume is None else moving_volume,
     }
 
-    from verimorph.io.safe import require_writable
+    from verimorph.io.safe import keep_inputs, require_writable
+    from verimorph.registration import RESULT_FILES
 
+    given = (fixed, moving, fixed_mask, moving_mask, fixed_labels, moving_labels, fixed_landmarks, moving_landmarks)
+    keep_inputs((output / name for name in RESULT_FILES), [file for file in given if file is not None])
     if not dry_run:
         require_writable(output)
     inputs: dict[str, Any] = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,20 +29,27 @@ class PairJob:
         Reads what `predict_pair` takes: images, and labels and landmarks where there are any.
     files
         Names of the two images, from which a submission is named.
+    inputs
+        Every file that is read, by what it is: no result may take its place, and a pair is done again if one changed.
     """
 
     name: str
     read: Callable[[], dict[str, Any]]
     files: tuple[str, str]
+    inputs: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ImageJob:
-    """One image: its name, its channels, and its true labels where there are any, with the values drawn in them."""
+    """One image: its name, its channels, and its true labels where there are any, with the values drawn in them.
+
+    ``inputs`` are the files that are read, as for a `PairJob`.
+    """
 
     name: str
     read: Callable[[], tuple[list[Any], Any]]
     known: frozenset[int] | None = None
+    inputs: Mapping[str, Path] = field(default_factory=dict)
 
 
 def jobs_of_table(path: str | Path, *, data: str | Path | None = None, split: str | None = None) -> list[PairJob]:
@@ -59,7 +66,8 @@ def jobs_of_table(path: str | Path, *, data: str | Path | None = None, split: st
     whole = SPLITS.get(split or "", split)
     if file.suffix.lower() == ".json":
         named = {"validation": "registration_val", "test": "registration_test", "train": "training_paired_images"}
-        task = read_task(file, data=data, split=None if split is None else named.get(str(whole), split))
+        known = [name for name in (split, whole, named.get(str(whole))) if name is not None]
+        task = read_task(file, data=data, split=tuple(dict.fromkeys(known)))
         cases = list(task.cases)
     else:
         task = read_task(file, data=data)
@@ -99,7 +107,7 @@ def _of_task(case: Any, in_voxels: bool) -> PairJob:
                 found[f"{side}_landmarks"] = points
         return found
 
-    return PairJob(case.name, read, (case.fixed.name, case.moving.name))
+    return PairJob(case.name, read, (case.fixed.name, case.moving.name), case.inputs())
 
 
 def dataset_of(name: str, root: str | Path | None) -> Dataset:
@@ -125,9 +133,14 @@ def jobs_of_dataset(dataset: Dataset, split: str) -> list[PairJob]:
     def job(first: str, second: str) -> PairJob:
         fixed, moving = dataset.case(first), dataset.case(second)
         files = fixed.images[0].path.name, moving.images[0].path.name
-        return PairJob(f"{first}-{second}", lambda: _read_pair(fixed, moving), files)
+        inputs = _inputs(fixed, "fixed ") | _inputs(moving, "moving ")
+        return PairJob(f"{first}-{second}", lambda: _read_pair(fixed, moving), files, inputs)
 
     return [job(first, second) for first, second in pairs]
+
+
+def _inputs(case: Case, side: str = "") -> dict[str, Path]:
+    return {f"{side}{number}": file for number, file in enumerate(case.files)}
 
 
 def _read_pair(fixed: Case, moving: Case) -> dict[str, Any]:
@@ -148,16 +161,13 @@ def images_of_dataset(dataset: Dataset, split: str | None) -> list[ImageJob]:
     wanted = dataset.ids if split is None else dataset.split(SPLITS.get(split, split))
 
     def job(case: Case) -> ImageJob:
-        return ImageJob(case.id, lambda: (case.read_images(), case.read_labels()), case.known)
+        return ImageJob(case.id, lambda: (case.read_images(), case.read_labels()), case.known, _inputs(case))
 
     return [job(dataset.case(id)) for id in wanted]
 
 
 def images_of_folder(folder: str | Path) -> list[ImageJob]:
     """Every image file of a folder."""
-    from verimorph.data.cases import stem
-    from verimorph.io import read_image
-
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder that holds the images")
@@ -165,4 +175,13 @@ def images_of_folder(folder: str | Path) -> list[ImageJob]:
     files = [file for file in sorted(root.iterdir()) if file.name.lower().endswith(suffixes)]
     if not files:
         raise InputError(f"{root}: holds no image ({', '.join(suffixes)})")
-    return [ImageJob(stem(file), lambda file=file: ([read_image(file)], None)) for file in files]  # type: ignore[misc]
+    return [job_of_images([file]) for file in files]
+
+
+def job_of_images(files: Sequence[Path]) -> ImageJob:
+    """One image whose channels are in these files, called after the first."""
+    from verimorph.data.cases import stem
+    from verimorph.io import read_image
+
+    inputs = {str(number): file for number, file in enumerate(files)}
+    return ImageJob(stem(files[0]), lambda: ([read_image(file) for file in files], None), inputs=inputs)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,23 +16,24 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from verimorph import pipeline
-from verimorph.errors import VerimorphError
+from verimorph.errors import InputError, VerimorphError
 from verimorph.evaluate.score import flat_measures, without_nan
 from verimorph.io import write_image, write_transform
-from verimorph.io.safe import replacing, replacing_folder
+from verimorph.io.safe import keep_inputs, replacing, replacing_folder
 from verimorph.predict.jobs import ImageJob, PairJob
 from verimorph.predict.pair import identity_of, predict_pair, start_of
 from verimorph.predict.registrar import Prediction, Registrar
 from verimorph.predict.segmenter import Segmenter, with_true_labels
-from verimorph.predict.submission import write_field
+from verimorph.predict.submission import field_names, write_field
 from verimorph.uncertainty.maps import facts_of_result
 
 if TYPE_CHECKING:
     from verimorph.registration import Registration
     from verimorph.uncertainty.bound import Calibration
 
-TABLE = "pairs.csv"
+TABLE, IMAGES = "pairs.csv", "images.csv"
 SUBMISSION = "submission"
+SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Wanted:
     grid
         ``grid.nii.gz``: where in the moving image, in its voxels, every voxel of the fixed image is read; of models
         that predict spatial gradients also ``gradients.nii.gz``, on the model's grid.
-    everything
-        What ``verimorph register`` writes, with the report.
+    everything, report
+        What ``verimorph register`` writes; with its page or without.
     submission
         Form of a challenge (`verimorph.predict.submission`); fields go to ``submission/``.
     calibration, level
@@ -58,6 +61,7 @@ class Wanted:
     field: bool = False
     grid: bool = False
     everything: bool = False
+    report: bool = True
     submission: str | None = None
     suffix: str = ".nii.gz"
     calibration: Calibration | None = None
@@ -84,14 +88,27 @@ def predict_many(
 ) -> Done:
     """Predict pairs, each into a folder of its name, and keep ``pairs.csv`` up to date after each.
 
-    A pair that is there already, by the same model and refinement and with the files now wanted, is not done again.
+    A pair that is there already, of the same files, by the same model and refinement and with the files now wanted, is
+    not done again.
 
     Parameters
     ----------
     tell
         Called with the name of a pair, its number from 0 and how many there are, before each.
+
+    Raises
+    ------
+    InputError
+        Before anything is predicted: if a result would take the place of an input or of what another program left, or
+        names cannot be those of folders or of a submission.
     """
     root = Path(folder)
+    _check_names(jobs, reserved=(TABLE, SUBMISSION))
+    _check_table(root / TABLE)
+    _check_folders(root, jobs)
+    if wanted.submission is not None:
+        names = field_names([job.files for job in jobs], form=wanted.submission, suffix=wanted.suffix)
+        keep_inputs((root / SUBMISSION / name for name in names), _read_by(jobs))
     done = Done()
     earlier = read_rows(root / TABLE)
     for number, job in enumerate(jobs):
@@ -115,11 +132,91 @@ def predict_many(
     return done
 
 
+def _read_by(jobs: Sequence[PairJob | ImageJob]) -> list[Path]:
+    return [file for job in jobs for file in job.inputs.values()]
+
+
+def _check_names(jobs: Sequence[PairJob | ImageJob], reserved: Sequence[str] = ()) -> None:
+    """Refuse names under which no result can be kept: they lead out of the folder, or two results to one place."""
+    for name, count in Counter(job.name for job in jobs).items():
+        if not name or name in (".", "..", *reserved) or "/" in name or "\\" in name:
+            others = "".join(f", nor '{other}'" for other in reserved)
+            raise InputError(
+                f"case '{name}': results go to a folder or file of this name, so it cannot hold / or \\ nor be empty, "
+                f". or ..{others}; rename it"
+            )
+        if count > 1:
+            raise InputError(
+                f"case '{name}': stands there {count} times, and its results would share one name; rename it"
+            )
+
+
+def _check_table(path: Path) -> None:
+    """Refuse a table that an earlier run did not write: it may be the list of pairs itself."""
+    if not path.exists():
+        return
+    try:
+        with path.open(encoding="utf-8", newline="") as opened:
+            columns = [name.strip() for name in next(csv.reader(opened), [])]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        columns = []
+    if columns[:2] != ["case", "status"] or "fixed" in columns:
+        raise InputError(f"{path}: is no table of results, and one would take its place; choose another output folder")
+
+
+def _check_folders(root: Path, jobs: Sequence[PairJob]) -> None:
+    """Refuse the folder of a pair that holds what is read, or files of which no earlier run has left a record."""
+    files = {file.resolve() for file in _read_by(jobs)}
+    read = {place for file in files for place in (file, *file.parents)}
+    for folder in (root / job.name for job in jobs):
+        if not folder.is_dir():
+            continue
+        what = None
+        if folder.resolve() in read:
+            what = "an input"
+        elif any(folder.iterdir()) and "verimorph" not in _read_json(folder / "provenance.json"):
+            what = "files and no provenance.json of an earlier run"
+        if what is not None:
+            raise InputError(
+                f"{folder}: holds {what}, and the results of a pair replace the folder of its name; "
+                "choose another output folder, or rename the case"
+            )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """What a file of an earlier run says; empty where there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def hashes(inputs: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256 of each file, of a folder (DICOM) that of its files; a name that leads nowhere has none."""
+    found = {}
+    for name, place in inputs.items():
+        # MetaImage and Analyze keep their voxels in a file beside the header.
+        beside = {".mhd": (".raw", ".zraw"), ".hdr": (".img",)}.get(place.suffix, ())
+        digest = hashlib.sha256()
+        try:
+            for file in sorted(place.iterdir()) if place.is_dir() else [place, *map(place.with_suffix, beside)]:
+                if file == place or file.is_file():
+                    with file.open("rb") as stream:
+                        digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError:  # reading it says what is wrong
+            continue
+        found[name] = digest.hexdigest()
+    return found
+
+
 def _predict(
     registrar: Registrar, job: PairJob, root: Path, wanted: Wanted, refinement: pipeline.Recipe | None
 ) -> dict[str, Any]:
     seen: list[Prediction] = []
+    read = hashes(job.inputs)
     result = predict_pair(registrar, **job.read(), refinement=refinement, watch=seen.append)
+    result.settings["files_sha256"] = read
     if wanted.calibration is not None:
         result.assess(calibration=wanted.calibration, level=wanted.level)
     row = measured(job.name, result)
@@ -134,7 +231,7 @@ def _predict(
             suffix=wanted.suffix,
         )
     if wanted.everything:
-        result.save(root / job.name)
+        result.save(root / job.name, report=wanted.report)
         write_extras(result, seen[0], root / job.name, wanted)
     else:
         with replacing_folder(root / job.name) as out:
@@ -223,16 +320,13 @@ def _finished(
     folder = root / job.name
     needed = ["transform.h5", "metrics.json", "provenance.json"]
     needed += ["moved.nii.gz"] * wanted.moved + ["field.nii.gz"] * wanted.field + ["grid.nii.gz"] * wanted.grid
-    needed += ["report.html"] * wanted.everything
+    needed += ["report.html"] * (wanted.everything and wanted.report)
     needed += ["error_mm.nii.gz"] * (wanted.calibration is not None)
     if row.get("status") != "ok" or not all((folder / name).is_file() for name in needed):
         return False
     if wanted.submission is not None and not _has_field(root / SUBMISSION, job, wanted):
         return False
-    try:
-        provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    provenance = _read_json(folder / "provenance.json")
     if wanted.calibration is not None and not _assessed(folder, wanted):
         return False
     settings = provenance.get("settings", {})
@@ -241,6 +335,7 @@ def _finished(
         provenance.get("model") == identity_of(registrar.card)
         and settings.get("start") == start_of(registrar)
         and _refinement(settings.get("refinement")) == _refinement(asked)
+        and settings.get("files_sha256") == hashes(job.inputs)
     )
 
 
@@ -251,9 +346,7 @@ def _assessed(folder: Path, wanted: Wanted) -> bool:
         found = facts_of_result(folder).get("uncertainty") or {}
     except VerimorphError:
         return False
-    # "general: brain": its name, and the kind of images.
-    own, name = str(found.get("calibration")), wanted.calibration.name
-    return found.get("level") == wanted.level and (own == name or own.startswith(f"{name}: "))
+    return found.get("level") == wanted.level and found.get("calibration_hash") == wanted.calibration.digest
 
 
 def _refinement(settings: dict[str, Any] | None) -> Any:
@@ -265,10 +358,7 @@ def _refinement(settings: dict[str, Any] | None) -> Any:
 
 
 def _has_field(folder: Path, job: PairJob, wanted: Wanted) -> bool:
-    from verimorph.predict.submission import Identity, file_name
-
-    first, second = (Identity.of(name) for name in job.files)
-    name = file_name(fixed=first, moving=second, form=str(wanted.submission), suffix=wanted.suffix)
+    (name,) = field_names([job.files], form=str(wanted.submission), suffix=wanted.suffix)
     return any(folder.rglob(name))
 
 
@@ -306,18 +396,19 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {key: float(np.nanmean(values)) for key, values in found.items() if not np.isnan(values).all()}
 
 
-def _same_settings(file: Path, segmenter: Segmenter, largest: Any, keep_true: bool) -> bool:
-    """Whether an earlier run in a folder was by the same model in the same way; notes this one if not."""
-    settings = {"model": identity_of(segmenter.card), "largest": largest, "keep_true": keep_true}
-    settings = json.loads(json.dumps(settings))
-    try:
-        if json.loads(file.read_text(encoding="utf-8")) == settings:
-            return True
-    except (OSError, ValueError):
-        pass
+def _check_labels(root: Path, jobs: Sequence[ImageJob]) -> None:
+    """Refuse, before anything is labelled, to write onto an image or onto what another program left."""
+    _check_names(jobs)
+    keep_inputs((root / f"{job.name}.nii.gz" for job in jobs), _read_by(jobs))
+    _check_table(root / IMAGES)
+    if (root / SETTINGS).exists() and "keep_true" not in _read_json(root / SETTINGS):
+        raise InputError(f"{root / SETTINGS}: is of no earlier run and would be replaced; choose another output folder")
+
+
+def _note(file: Path, settings: dict[str, Any], labelled: dict[str, dict[str, str]]) -> None:
+    """Write down how images are labelled, and of which files each was."""
     with replacing(file) as beside:
-        beside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    return False
+        beside.write_text(json.dumps(settings | {"files_sha256": labelled}, indent=2) + "\n", encoding="utf-8")
 
 
 def segment_many(
@@ -343,15 +434,24 @@ def segment_many(
     from verimorph.evaluate import dice_per_label
 
     root = Path(folder)
+    _check_labels(root, jobs)
     done = Done()
-    same = _same_settings(root / "settings.json", segmenter, largest, keep_true)
-    earlier = read_rows(root / "images.csv") if same else {}
+    settings = {"model": identity_of(segmenter.card), "largest": largest, "keep_true": keep_true}
+    settings = json.loads(json.dumps(settings))
+    told = _read_json(root / SETTINGS)
+    same = {name: told.get(name) for name in settings} == settings
+    labelled = told.get("files_sha256", {}) if same else {}
+    earlier = read_rows(root / IMAGES) if same else {}
+    if not same:  # what is replaced from here on must not count for the settings before
+        _note(root / SETTINGS, settings, {})
     for number, job in enumerate(jobs):
         if tell is not None:
             tell(job.name, number, len(jobs))
         target = root / f"{job.name}.nii.gz"
         row: dict[str, Any] = {"case": job.name, "status": "ok"}
-        if target.is_file() and earlier.get(job.name, {}).get("status") == "ok":
+        there = target.is_file() and earlier.get(job.name, {}).get("status") == "ok"
+        read = hashes(job.inputs)
+        if there and labelled.get(job.name) == read:
             done.skipped += 1
             done.rows.append(earlier[job.name])
             continue
@@ -369,10 +469,12 @@ def segment_many(
                 if keep_true:
                     labels = with_true_labels(labels, true, job.known)
             write_image(labels, target)
+            labelled[job.name] = read
+            _note(root / SETTINGS, settings, labelled)
         except VerimorphError as error:
             done.failures.append((job.name, str(error)))
             row |= {"status": "failed", "message": str(error)}
         done.rows.append(row)
         waiting = [earlier[later.name] for later in jobs[number + 1 :] if later.name in earlier]
-        write_table([*done.rows, *waiting], root / "images.csv")
+        write_table([*done.rows, *waiting], root / IMAGES)
     return done

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -60,8 +60,8 @@ class Segmenter:
         self.card: Card | None = None
 
     @classmethod
-    def load(cls, path: str | PathLike, *, device: torch.device | str = "cpu") -> Segmenter:
-        """Load a trained segmentation model: its network, weights, preparation and labels.
+    def load(cls, path: str | PathLike, *, device: torch.device | str = "cpu", **settings: Any) -> Segmenter:
+        """Load a trained segmentation model: its network, weights, preparation and labels; ``settings`` as here.
 
         Raises
         ------
@@ -70,7 +70,7 @@ class Segmenter:
         """
         module, card, preparation = load_for(path, task="segmentation")
         values = [label.value for label in card.labels] or None
-        made = cls(module, preparation, values=values, device=device)
+        made = cls(module, preparation, values=values, device=device, **settings)
         made.card = card
         return made
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class Identity:
 
     @classmethod
     def of(cls, name: str) -> Identity:
-        """Read it from a file name: ``TASK_0001_0000`` has both, of other names the last number is the subject.
+        """Read it from a file name: ``TASK_0001_0000`` has both; in other names the only number is the subject.
 
         >>> Identity.of("AbdomenCTCT_0012_0000.nii.gz")
         Identity(subject='0012', modality='0000')
@@ -78,12 +78,13 @@ class Identity:
         if both := re.search(r"(?<!\d)(\d{4})_(\d{4})$", stem):
             return cls(both[1], both[2])
         numbers = re.findall(r"\d+", stem)
-        if not numbers or len(numbers[-1]) > 4:
+        if len(numbers) != 1 or len(numbers[0]) > 4:
+            found = f"has {' and '.join(numbers)}" if numbers else "has none"
             raise InputError(
                 f"{name}: the challenge names fields by the numbers of the subjects, up to four digits, and this name "
-                "has none; name images like TASK_0001_0000.nii.gz"
+                f"{found}; name images like TASK_0001_0000.nii.gz"
             )
-        return cls(numbers[-1].zfill(4))
+        return cls(numbers[0].zfill(4))
 
 
 def file_name(*, fixed: Identity, moving: Identity, form: str, suffix: str = ".nii.gz", short: bool = False) -> str:
@@ -115,6 +116,26 @@ def file_name(*, fixed: Identity, moving: Identity, form: str, suffix: str = ".n
             f"{fixed.modality} and {moving.modality}; use the long name"
         )
     return f"disp_{fixed.subject}_{moving.subject}{suffix}"
+
+
+def field_names(files: Sequence[tuple[str, str]], *, form: str, suffix: str = ".nii.gz") -> list[str]:
+    """Names of the fields of pairs, given the file names of fixed and moving image.
+
+    Raises
+    ------
+    InputError
+        If a name says no subject, or two pairs come to one field: the later would take the place of the earlier.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for pair in files:
+        name = file_name(fixed=Identity.of(pair[0]), moving=Identity.of(pair[1]), form=form, suffix=suffix)
+        if name in found:
+            one, other = (" and ".join(names) for names in (found[name], pair))
+            raise InputError(
+                f"the pair {one} and the pair {other} both come to {name}; name images like TASK_0001_0000.nii.gz"
+            )
+        found[name] = pair
+    return list(found)
 
 
 def check_form(form: str) -> None:
