@@ -23,7 +23,9 @@ known hippocampus 12 'hippocampus_mr/*0[0-2]?_image.nii.gz'
 known cardiac 14 'cardiac_cine_acdc/*_ed_image.nii.gz'
 known spine 6 'spine_multimodal/t?.nii.gz' 'spine_multimodal/t2s.nii.gz'
 known lung-mr 8 'lung_mr_proton/*_h1.nii.gz'
-known lung-ct 10 'lung_ct_pair/fixed_baseline.nii.gz' 'lung_ct_pair/moving_followup.nii.gz'
+# Two images in such an order that each meets both families of deformations, which take turns.
+known lung-ct 10 'lung_ct_pair/fixed_baseline.nii.gz' 'lung_ct_pair/moving_followup.nii.gz' \
+    'lung_ct_pair/moving_followup.nii.gz' 'lung_ct_pair/fixed_baseline.nii.gz'
 known abdomen 10 'abdomen_mr_chaos/*_t2spir.nii.gz'
 known brain 12 'brain_t1_oasis/*_t1_brain.nii.gz'
 known head 6 'brain_multimodal_ms/*visit?_*[RW].nii.gz'

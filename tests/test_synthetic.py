@@ -11,6 +11,7 @@ from verimorph.image import Image
 from verimorph.synthetic import (
     bias_field,
     change_contrast,
+    noise_deformation,
     preimage,
     random_affine,
     random_deformation,
@@ -140,3 +141,24 @@ def test_scan_is_an_integer_image_on_the_same_grid(grid, random):
     assert made.grid == grid
     assert made.dtype == np.int16
     np.testing.assert_array_equal(made.array, scan(image, seed=1).array)
+
+
+def test_smoothed_noise_is_as_strong_at_the_border_as_in_the_middle(grid):
+    points = every_point(grid)
+    lengths = []
+    for seed in range(6):
+        bend = noise_deformation(grid, mean_mm=1.0, width_mm=6.0, seed=seed)
+        lengths.append(np.linalg.norm(bend.map_points(points) - points, axis=1).reshape(grid.shape))
+        assert lengths[-1].mean() == pytest.approx(1.0, rel=0.05)
+        assert float(bend.jacobian_determinant(bend.grid).min()) > 0.15
+    rim, middle = (np.mean([length[at] for length in lengths]) for at in (0, grid.shape[0] // 2))
+    assert 0.6 < rim / middle < 1.7
+    again = noise_deformation(grid, mean_mm=1.0, width_mm=6.0, seed=5)
+    assert torch.equal(again.displacement, bend.displacement)
+
+
+def test_smoothed_noise_that_would_fold_is_made_weaker(grid):
+    points = every_point(grid)
+    bend = noise_deformation(grid, mean_mm=50.0, width_mm=4.0)
+    assert 0 < np.linalg.norm(bend.map_points(points) - points, axis=1).mean() < 40
+    assert float(bend.jacobian_determinant(bend.grid).min()) > 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -380,3 +380,21 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         for key in ("levels", "iterations", "update_sigma", "total_sigma", "step_voxels", "symmetric", "convergence"):
             settings.pop(key)
     return settings
+
+
+def recipe_of(settings: Mapping[str, Any]) -> Recipe:
+    """How a registration saw its images, from its settings: similarity, preparation, frozen axes, device, seed.
+
+    Of a prediction that was refined, the similarity is that of the refinement; of one that was not, the default.
+    """
+    refinement = settings.get("refinement") or {}
+    limits = settings.get("winsorise", (0.005, 0.995))
+    return make_recipe(
+        similarity=str(settings.get("similarity") or refinement.get("similarity") or "auto"),
+        winsorise=None if limits is None else (float(limits[0]), float(limits[1])),
+        histogram_matching=bool(settings.get("histogram_matching", False)),
+        bias_correction=bool(settings.get("bias_correction", False)),
+        restrict=settings.get("restrict"),
+        device=str(settings.get("device") or "cpu"),
+        seed=int(settings.get("seed") or 0),
+    )

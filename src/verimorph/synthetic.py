@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
+from scipy import ndimage
 
 from verimorph import field
 from verimorph.errors import NoInverseError, OptionError
@@ -21,6 +22,7 @@ from verimorph.transform import Affine, Composite, DisplacementField
 
 LEAST_DETERMINANT = 0.2
 NODES_PER_RADIUS = 9
+NODES_PER_WIDTH = 4
 ATTEMPTS = 12
 
 
@@ -76,6 +78,7 @@ def random_deformation(
     mask: Bool[ndarray, "*space"] | None = None,
     radii_mm: Sequence[float] = (100.0, 60.0, 34.0),
     weights: Sequence[float] = (1.0, 0.5, 0.2),
+    reach_mm: float = 0.0,
     seed: int = 0,
 ) -> DisplacementField:
     """Return a smooth random invertible deformation with a given mean displacement.
@@ -96,6 +99,8 @@ def random_deformation(
         Where the anatomy is, on ``grid``; default everywhere.
     radii_mm, weights
         Support of the bumps and relative displacement of each scale, coarse first.
+    reach_mm
+        How far outside the mask centres may lie, along each axis. With 0 the deformation fades towards its rim.
     seed
         Equal seeds give equal deformations.
 
@@ -122,13 +127,16 @@ def random_deformation(
         raise OptionError("the mask is empty: nowhere to deform")
     points = grid.index_to_world(np.argwhere(inside))
     low, high = points.min(0), points.max(0)
-    lattice = _lattice(low - max(radii_mm), high + max(radii_mm), min(radii_mm) / NODES_PER_RADIUS)
+    rim = max(radii_mm) + reach_mm
+    lattice = _lattice(low - rim, high + rim, min(radii_mm) / NODES_PER_RADIUS)
     probe = points[:: max(1, len(points) // 50_000)]
 
     scales = []
     for radius in radii_mm:
-        count = int(np.clip(4 * np.prod((high - low) / radius + 0.5), 8, 500))
+        count = int(np.clip(4 * np.prod((high - low + 2 * reach_mm) / radius + 0.5), 8, 500))
         centres = points[random.integers(len(points), size=count)]
+        if reach_mm > 0:
+            centres = centres + random.uniform(-reach_mm, reach_mm, centres.shape)
         vectors = random.standard_normal((count, grid.ndim))
         bumps = _sum_of_bumps(lattice, centres, vectors, radius)
         scales.append(bumps / _mean_length(lattice, bumps, probe))
@@ -146,6 +154,51 @@ def random_deformation(
         f"a mean displacement of {mean_mm:g} mm cannot be made invertible with bumps of {max(radii_mm):g} mm; "
         "lower it or enlarge the radii"
     )
+
+
+def noise_deformation(
+    grid: Grid,
+    *,
+    mean_mm: float,
+    width_mm: float,
+    mask: Bool[ndarray, "*space"] | None = None,
+    seed: int = 0,
+) -> DisplacementField:
+    """Return smoothed noise as a deformation: as strong at the border of the image as in its middle.
+
+    White noise on a lattice over the whole grid, smoothed by a Gaussian of standard deviation ``width_mm``, scaled to a
+    mean length over the mask, linear between the nodes; weaker than asked where it would fold.
+
+    Parameters
+    ----------
+    grid
+        Grid of the image to deform.
+    mean_mm, width_mm
+        Mean length of the displacement over the mask; standard deviation of the Gaussian.
+    mask
+        Where the anatomy is, on ``grid``; default everywhere.
+    seed
+        Equal seeds give equal deformations.
+
+    Returns
+    -------
+    DisplacementField
+        Jacobian determinants on its lattice are 0.2 or more; no inverse is attached.
+    """
+    random = np.random.default_rng(seed)
+    corners = np.array(list(np.ndindex(*(2,) * grid.ndim))) * (np.array(grid.shape) - 1)
+    box = grid.index_to_world(corners)
+    lattice = _lattice(box.min(0) - width_mm, box.max(0) + width_mm, width_mm / NODES_PER_WIDTH)
+    noise = random.standard_normal((grid.ndim, *lattice.shape), dtype=np.float32)
+    smooth = np.stack([ndimage.gaussian_filter(one, NODES_PER_WIDTH, mode="wrap") for one in noise])
+    inside = np.ones(grid.shape, bool) if mask is None else np.asarray(mask) > 0
+    points = grid.index_to_world(np.argwhere(inside))
+    smooth *= np.float32(mean_mm / _mean_length(lattice, smooth, points[:: max(1, len(points) // 50_000)]))
+    while True:
+        displacement = torch.from_numpy(smooth / np.float32(lattice.spacing[0]))[None]
+        if float(field.jacobian_determinant(displacement).min()) >= LEAST_DETERMINANT:
+            return DisplacementField(lattice, displacement)
+        smooth *= np.float32(0.8)
 
 
 def random_transform(

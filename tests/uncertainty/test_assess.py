@@ -11,10 +11,17 @@ import pytest
 import torch
 
 from verimorph.errors import InputError, OptionError
+from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.registration import Registration, register
 from verimorph.transform import Affine, Composite, DisplacementField, parts_of
-from verimorph.uncertainty.assess import CalibratedSampler, Uncertainty, assess, on_evidence
+from verimorph.uncertainty.assess import (
+    CalibratedSampler,
+    Uncertainty,
+    _label_uncertainty,
+    assess,
+    on_evidence,
+)
 from verimorph.uncertainty.bound import (
     LEVELS,
     Calibration,
@@ -25,8 +32,8 @@ from verimorph.uncertainty.bound import (
     write_calibration,
 )
 from verimorph.uncertainty.evidence import LOOKS, Evidence, gather
-from verimorph.uncertainty.known import KnownPair, foreground
-from verimorph.uncertainty.verdict import judge, learn_verdict, pair_facts
+from verimorph.uncertainty.known import KnownPair, anatomy, foreground
+from verimorph.uncertainty.verdict import is_linear, judge, learn_verdict, pair_facts
 
 MAPS = ("forward 1", "backward 1", "mismatch 1.5")
 
@@ -102,7 +109,7 @@ def test_scale_and_bound_hold_on_new_cases(calibration: Calibration) -> None:
     random = np.random.default_rng(9)
     new = [synthetic(random, "toy") for _ in range(60)]
     assert (
-        np.corrcoef(np.log(calibration.scale(new[0].evidence, new[0].foreground)), np.log(new[0].evidence[:, 0]))[0, 1]
+        np.corrcoef(calibration.scale(new[0].evidence, new[0].foreground)[0], np.log(new[0].evidence[:, 0]))[0, 1]
         > 0.95
     )
     for level in (0.5, 0.8, 0.9, 0.85):
@@ -117,7 +124,7 @@ def test_every_kind_weighs_the_same() -> None:
     scale = fit_scale([*many, *few], networks=2, steps=300)
     alone = fit_scale(many, networks=2, steps=300)
     p = many[0]
-    ratio = np.median(np.log(scale(p.evidence, p.foreground) / alone(p.evidence, p.foreground)))
+    ratio = np.median(scale(p.evidence, p.foreground)[0] - alone(p.evidence, p.foreground)[0])
     assert ratio == pytest.approx(np.log(10) / 2, abs=0.2)
 
 
@@ -130,7 +137,9 @@ def test_an_image_finds_its_kind_or_none() -> None:
     assert held.kind_of(large) == "large"
     assert held.kind_of((11.3, 0.1, 0.0, 0.85, -3.3, -1.6, -2.1, 0.0)) == "small"
     assert held.kind_of((9.0, 2.0, 3.0, 0.1, 0.0, 0.0, -2.0, 0.0)) == "any"
-    assert held.factor(0.8, True, "small") > 2 * held.factor(0.8, True, "large")
+    one = cases[0]
+    small, large = (held.bound(one.evidence, one.foreground, 0.8, kind) for kind in ("small", "large"))
+    assert np.median(small / large) > 2
     # All kinds together carry the correction for few cases, a kind of its own with few does not.
     assert held.reach("small") == 0.95
     assert held.reach() == 0.9
@@ -150,6 +159,53 @@ def test_what_comes_of_it(sure: Uncertainty, result: Registration) -> None:
     assert set(sure.volumes) == {1, 2}
     for row in sure.volumes.values():
         assert row["low_ml"] < row["volume_ml"] < row["high_ml"]
+
+
+def test_volumes_vary_as_the_drawn_labels_do(result: Registration, evidence: Evidence) -> None:
+    """The interval against counting labels drawn on a fine grid; and a bound of nothing leaves nothing open."""
+    grid = result.fixed.grid
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij"))
+    middle = (np.array(grid.shape) - 1).reshape(3, 1, 1, 1) / 2
+    ball = np.sqrt(((index - middle) ** 2).sum(0)) < 9
+    labels = Image.from_array(ball.astype(np.uint8) + 4 * (index == middle.round()).all(0).astype(np.uint8), grid)
+    still = replace(result, transform=Affine(np.eye(4)), moving_labels=labels)
+    widths = {}
+    for bound in (1e-6, 1.5):
+        sampler = CalibratedSampler(still.transform, evidence, torch.full(evidence.grid.shape, bound), 0.9)
+        _, volumes = _label_uncertainty(still, sampler, 0.9, 0)
+        assert set(volumes) == {1, 5}
+        assert volumes[1]["volume_ml"] == pytest.approx(float((ball.sum() - 1) * grid.voxel_volume / 1000))
+        assert all(row["low_ml"] < row["volume_ml"] < row["high_ml"] for row in volumes.values())
+        widths[bound] = (volumes[1]["high_ml"] - volumes[1]["low_ml"]) / volumes[1]["volume_ml"]
+    assert widths[1e-6] < 1e-4
+    fine = Grid(tuple(2 * n for n in grid.shape), grid.affine @ np.diag([0.5, 0.5, 0.5, 1.0]))
+    draws = sampler.draws(40, torch.Generator().manual_seed(1))
+    counts = [float((one.transform.resample(labels, fine, interpolation="nearest").array > 0).sum()) for one in draws]
+    counted = 2 * 1.645 * float(np.std(counts, ddof=1) / np.mean(counts))
+    assert widths[1.5] == pytest.approx(counted, rel=0.5)
+
+
+def test_masks_bound_what_is_looked_at(result: Registration, calibration: Calibration) -> None:
+    mask = np.zeros(result.fixed.grid.shape, np.uint8)
+    mask[10:30, 10:34, 10:30] = 1
+    image = result.fixed.with_array(mask)
+    inside = anatomy(result.fixed, image)
+    assert inside.any()
+    assert not (inside & (mask == 0)).any()
+    assert (anatomy(result.fixed, None) == foreground(result.fixed)).all()
+    found = assess(replace(result, fixed_mask=image, moving_labels=None), calibration=calibration)
+    assert found.foreground is not None
+    assert (found.foreground == inside).all()
+
+
+def test_a_linear_result_is_told_by_its_transform(result: Registration) -> None:
+    assert is_linear(Affine(np.eye(4)))
+    assert is_linear(Composite([Affine(np.eye(4)), Affine(np.diag([1.1, 1, 1, 1]))]))
+    assert not is_linear(result.transform)
+
+
+def test_facts_that_could_not_be_measured_never_pass(calibration: Calibration) -> None:
+    assert judge({"forward": float("nan"), "overlap": 0.1}, calibration).verdict == "review"
 
 
 def test_labels_are_uncertain_at_their_borders_only(sure: Uncertainty, result: Registration) -> None:
@@ -200,7 +256,7 @@ def test_calibrations_are_read_as_written_or_refused(calibration: Calibration, t
             again.bound(p.evidence, p.foreground, level), calibration.bound(p.evidence, p.foreground, level)
         )
     with pytest.raises(OptionError, match="reaches from"):
-        again.factor(0.999, True)
+        again.check(0.999)
     with pytest.raises(InputError, match="no calibration 'genral'"):
         read_calibration("genral")
     (tmp_path / "other.json").write_text('{"a": 1}')

@@ -69,3 +69,13 @@ def test_equal_results_do_not_stand_out_by_nothing():
     some = results(10, np.random.default_rng(4), scale=0.0)
     some["pair 2"]["verdict"]["facts"]["mismatch"] = 0.01
     assert not any(one.stands_out for one in cohort(some))
+
+
+def test_a_result_without_facts_does_not_keep_the_others_from_comparison():
+    some = results(12, np.random.default_rng(4))
+    some["pair 3"]["verdict"]["facts"]["mirror"] = 6.0
+    some["broken"] = {"verdict": {"verdict": "review", "probability": 0.5}}
+    found = {one.name: one for one in cohort(some)}
+    assert found["pair 3"].stands_out
+    assert math.isnan(found["broken"].distance)
+    assert len(found) == 13

@@ -8,7 +8,8 @@ import torch
 
 from verimorph.grid import Grid
 from verimorph.solve.pyramid import Level, Volume
-from verimorph.uncertainty.evidence import bending, border
+from verimorph.transform import Composite, DisplacementField, rigid
+from verimorph.uncertainty.evidence import as_field, bending, border, ripple
 
 
 def volume(shape: tuple[int, ...], spacing: tuple[float, ...]) -> Volume:
@@ -33,6 +34,21 @@ def test_bend_is_the_second_derivative(shape: tuple[int, ...]) -> None:
     assert bending(u, grid, unit).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("shape", [(40, 60), (24, 60, 20)])
+def test_ripple_is_what_a_gaussian_takes_away(shape: tuple[int, ...]) -> None:
+    """Of a x^2, smoothing by a Gaussian of width s makes a (x^2 + s^2); of a line, nothing."""
+    spacing = (1.0, 2.0, 3.0)[: len(shape)]
+    grid = volume(shape, spacing).grid
+    x = torch.arange(shape[1], dtype=torch.float64).view(-1, *[1] * (len(shape) - 2)) * spacing[1]
+    u = torch.zeros(1, len(shape), *shape, dtype=torch.float64)
+    u[0, 0] = 0.01 * x.square() / spacing[0]
+    width, unit = 4.0, 1.5  # voxels of the finest spacing, 1 mm
+    found = ripple(u, grid, unit, width)[:, 20:-20]
+    assert torch.allclose(found, torch.full_like(found, 0.01 * width**2 / unit), rtol=2e-2)
+    u[0, 0] = 0.3 * x
+    assert ripple(u, grid, unit, width)[:, 20:-20].abs().max() < 1e-6
+
+
 def test_border_is_the_nearest_face_of_either_image() -> None:
     fixed, moving = volume((10, 12, 8), (1.0, 1.0, 2.0)), volume((10, 12, 8), (1.0, 1.0, 2.0))
     level = Level(fixed, moving, 1)
@@ -46,3 +62,15 @@ def test_border_is_the_nearest_face_of_either_image() -> None:
     moved = border(level, torch.zeros(1, 3, 10, 12, 8), shift, 1.0)
     assert moved[5, 6, 4] == pytest.approx(2.5)
     assert moved[2, 6, 4] == 0
+
+
+def test_any_map_has_its_nearest_matrix_also_where_there_is_one_slice() -> None:
+    """Along an axis without extent nothing can be fitted, and nothing must change."""
+    for shape in ((32, 32, 1), (32, 32, 3), (20, 24, 16)):
+        grid = Grid(shape, np.diag([1.0, 1.0, 4.0, 1.0]))
+        foreign = Grid((5, 5, 5), np.diag([8.0, 8.0, 3.0, 1.0]))
+        turn = rigid(rotation=(0.0, 0.0, 20.0), centre=(16.0, 16.0, 0.0))
+        still = DisplacementField(foreign, torch.zeros(1, 3, 5, 5, 5))
+        matrix, u = as_field(Composite([turn, still]), grid, grid)
+        assert matrix == pytest.approx(turn.matrix, abs=1e-9)
+        assert u.abs().max() < 1e-4

@@ -42,7 +42,7 @@ def test_the_fixed_image_is_the_moving_one_read_through_the_truth(head: Image, s
 def test_some_pairs_move_as_a_whole_and_some_in_a_part(head: Image) -> None:
     """A heart moves in a chest that does not; a bound that has never seen that is too small there."""
     shares = []
-    for seed in range(12):
+    for seed in range(0, 48, 4):  # odd ones are smoothed noise, which is everywhere
         moved = moved_by(known_pair(head, seed=seed))[foreground(head)]
         shares.append(float((moved > 0.25 * moved.max()).mean()))
     assert min(shares) < 0.25

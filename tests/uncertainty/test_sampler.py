@@ -135,3 +135,14 @@ def test_a_flat_image_leaves_everything_open():
     sampler = CostVolumeSampler(fixed=flat, moving=flat, reach=1, step=1, descriptor="grey", coupling=0.0)
     torch.testing.assert_close(sampler.posterior, torch.full_like(sampler.posterior, 1 / 9))
     assert float(sampler.entropy.mean()) == pytest.approx(np.log(9), abs=1e-5)
+
+
+def test_control_points_lie_in_the_middle_of_their_cells_also_before_a_cut_one():
+    """A motion that grows along an axis is read where it is, on a size that the spacing does not divide."""
+    image = Image.from_array(textured((65, 16, 16)))
+    sampler = CostVolumeSampler(fixed=image, moving=image, reach=1, step=1, spacing=8, descriptor="grey")
+    cells = torch.arange(9.0).view(1, 1, 9, 1, 1) * 8 + 3.5
+    field = torch.cat([cells.expand(1, 1, 9, 2, 2), torch.zeros(1, 2, 9, 2, 2)], 1)
+    points = np.array([[x, 8.0, 8.0] for x in (4.0, 20.0, 43.5, 59.5, 64.0)])
+    moved = sampler._transform(field).map_points(points) - points
+    assert moved[:, 0] == pytest.approx(points[:, 0], abs=1e-3)

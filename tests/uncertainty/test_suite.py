@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,25 @@ from verimorph.cli import run
 from verimorph.errors import InputError
 from verimorph.image import Image
 from verimorph.io import write_image
-from verimorph.uncertainty.bound import Points, calibrate, fit_scale, read_calibration, write_calibration
-from verimorph.uncertainty.suite import Case, check, cross_validated, images_of, read_case, write_case
+from verimorph.uncertainty.bound import (
+    Points,
+    apart,
+    calibrate,
+    deal,
+    fit_scale,
+    read_calibration,
+    write_calibration,
+)
+from verimorph.uncertainty.suite import (
+    Case,
+    _surface,
+    check,
+    cross_validated,
+    digest,
+    images_of,
+    read_case,
+    write_case,
+)
 
 NAMES = ("forward 1", "backward 1", "stretch")
 
@@ -103,8 +121,55 @@ def test_two_scans_are_never_easier_than_one_and_its_copy() -> None:
     scale = fit_scale(cases, networks=1, steps=200)
     held = calibrate(cases, name="both", calibrated_for="", scale=scale)
     for level in (0.5, 0.8):
-        assert held.factor(level, True, "toy-pairs") == held.factor(level, True, "toy")
-        assert held.factor(level, True, "pairs") >= held.factor(level, True, "toy")
+        one = cases[0]
+        plain = held.bound(one.evidence, one.foreground, level, "toy")
+        assert (held.bound(one.evidence, one.foreground, level, "toy-pairs") == plain).all()
+        assert (
+            held.bound(one.evidence, one.foreground, level, "pairs")
+            >= 0.999 * held.bound(one.evidence, one.foreground, level)
+        ).all()
     harder = [case(k).points for k in range(8)] + [case(k, kind="toy-pairs", factor=3.0).points for k in range(20, 26)]
     held = calibrate(harder, name="both", calibrated_for="", scale=scale)
-    assert held.factor(0.8, True, "toy-pairs") > 2 * held.factor(0.8, True, "toy")
+    one = harder[0]
+    hard, plain = (held.bound(one.evidence, one.foreground, 0.8, kind) for kind in ("toy-pairs", "toy"))
+    assert np.median(hard / plain) > 2
+
+
+def test_no_case_teaches_what_judges_an_image_of_it() -> None:
+    def one(number: int, kind: str, *images: str) -> Points:
+        return replace(case(number, kind=kind).points, images=images)
+
+    known = [one(k, "toy", "abcde"[k % 5]) for k in range(10)] + [one(k, "other", "xyz"[k % 3]) for k in range(6)]
+    pairs = [one(20, "toy-pairs", "a", "b"), one(21, "toy-pairs", "b", "c"), one(22, "toy-pairs", "d", "e")]
+    points = [*known, *pairs]
+    dealt = deal(points, 5)
+    assert all(first == second for first, second in zip(dealt[:5], dealt[5:10], strict=True))
+    assert sorted(dealt[:5]) == [0, 1, 2, 3, 4]  # every fold has something of every kind that has so many images
+    assert dealt[16] == dealt[0]
+    for fold in range(5):
+        held = [own == fold for own in dealt]
+        images = {image for p, out in zip(points, held, strict=True) if out for image in p.images}
+        rest = apart(points, held)
+        assert rest
+        assert all(images.isdisjoint(p.images) for p in rest)
+    assert len(set(deal([one(k, "toy") for k in range(4)], 4))) == 4
+
+
+def test_equal_names_of_unequal_images_are_not_confused(tmp_path: Path) -> None:
+    for folder, content in (("a", b"one"), ("b", b"two"), ("c", b"one")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "t1.nii.gz").write_bytes(content)
+    first, second, third = (digest(tmp_path / folder / "t1.nii.gz") for folder in "abc")
+    assert first == third != second
+    assert digest(tmp_path / "a") == first
+
+
+def test_where_the_image_ends_is_no_surface() -> None:
+    inside = np.zeros((6, 8, 8), bool)
+    inside[:4, 2:6, 2:6] = True
+    surface = _surface(inside)
+    assert not surface[0, 3:5, 3:5].any()
+    assert surface[3, 2:6, 2:6].all()
+    assert surface[0, 2, 2:6].all()
+    one_slice = inside[:1]
+    assert int(_surface(one_slice).sum()) == 12

@@ -79,7 +79,7 @@ def calibrate(
     from dataclasses import replace
 
     from verimorph.uncertainty.bound import calibrate as learn
-    from verimorph.uncertainty.bound import read_calibration, write_calibration
+    from verimorph.uncertainty.bound import deal, read_calibration, write_calibration
     from verimorph.uncertainty.suite import check as judge
     from verimorph.uncertainty.suite import collect, collect_pairs, cross_validated, images_of, read_case
 
@@ -123,7 +123,7 @@ def calibrate(
     write_calibration(learned, output)
     kinds = {case.points.kind for case in found}
     by = "kind" if by_kind and len(kinds) > 1 else "image"
-    if len({case.name.rsplit("-", 1)[0] for case in found}) > 1 and len(found) > 2:
+    if len(set(deal([case.points for case in found], len(found)))) > 1 and len(found) > 2:
         rows = cross_validated(found, by=by, scale=None if foundation is None else foundation.scale)
         _print(rows, f"every {by} judged without itself")
     reached = learned.reach()

@@ -88,6 +88,8 @@ def against_transform(
         large_error_mm=large_error_mm,
         dimensions=bound.grid.ndim,
     )
+    if found["n"] == 0:
+        raise InputError(f"{bound.name} has no value anywhere in {where}")
     return {"where": where} | found
 
 
@@ -118,10 +120,10 @@ def against_landmarks(
     _check_bound(bound)
     if spread is not None:
         check_same_grid(bound, spread, "displacement spread", image_role="error bound")
-    errors = target_registration_error(fixed_landmarks.coordinates, moving_landmarks.coordinates, transform)
     points = np.asarray(fixed_landmarks.coordinates, float)
     if points.shape[1] != bound.grid.ndim:
         raise InputError(f"landmarks are {points.shape[1]}-D, the error bound {bound.name} is {bound.grid.ndim}-D")
+    errors = target_registration_error(points, moving_landmarks.coordinates, transform)
     bounds = values_at(bound, points)
     known = ~np.isnan(bounds) & ~np.isnan(errors)
     if not known.any():

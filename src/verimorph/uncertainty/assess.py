@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,19 +17,20 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
-from scipy import stats
+from scipy import sparse, stats
 from torch import Tensor
 
 from verimorph import field as fields
+from verimorph import pipeline
 from verimorph.errors import OptionError
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.transform import Composite, DisplacementField, Transform, parts_of
 from verimorph.uncertainty.bound import ANY, PAIRS, Calibration, read_calibration, traits_of
 from verimorph.uncertainty.evidence import Evidence, gather
-from verimorph.uncertainty.known import foreground
+from verimorph.uncertainty.known import anatomy
 from verimorph.uncertainty.sampler import Draw
-from verimorph.uncertainty.verdict import Verdict, judge, pair_facts
+from verimorph.uncertainty.verdict import Verdict, is_linear, judge, pair_facts
 
 if TYPE_CHECKING:
     from verimorph.registration import Registration
@@ -58,9 +59,11 @@ class Uncertainty:
     label_uncertainty
         Entropy of the moved label over draws of the calibrated error, nats; None without labels.
     volumes
-        Of each moved label: ``volume_ml`` and the interval ``low_ml`` to ``high_ml`` at ``level``.
-    calibration, calibrated_for
-        Name of the calibration set, and in plain words for which images it holds.
+        Of each moved label: ``volume_ml`` and the interval ``low_ml`` to ``high_ml`` at ``level`` (2-D: of a slice of
+        1 mm).
+    calibration, calibration_hash, calibrated_for
+        Name of the calibration set, digits that tell it from others of the name, and in plain words for which images it
+        holds.
     verdict, reasons, probability
         ``pass``, ``review`` or ``fail``; why, in one line; probability that the registration is broken.
     facts
@@ -77,6 +80,7 @@ class Uncertainty:
     label_uncertainty: Image | None
     volumes: dict[int, dict[str, float]]
     calibration: str
+    calibration_hash: str
     calibrated_for: str
     verdict: str
     reasons: str
@@ -100,6 +104,7 @@ class Uncertainty:
         found: dict[str, Any] = {
             "level": self.level,
             "calibration": self.calibration,
+            "calibration_hash": self.calibration_hash,
             "calibrated_for": self.calibrated_for,
             "median_mm": float(np.median(values)),
             "p95_mm": float(np.percentile(values, 95)),
@@ -144,25 +149,11 @@ def assess(
 
     begun = time.perf_counter()
     held = read_calibration(calibration)
-    held.factor(level, True)
-    settings = registration.settings
-    seed = int(settings.get("seed", 0)) if seed is None else seed
-    evidence = gather(
-        fixed=registration.fixed,
-        moving=registration.moving,
-        transform=registration.transform,
-        fixed_mask=registration.fixed_mask,
-        moving_mask=registration.moving_mask,
-        similarity=str(settings.get("similarity") or "auto"),
-        device=str(settings.get("device") or "cpu"),
-        seed=seed,
-    )
+    held.check(level)
+    seed = int(registration.settings.get("seed") or 0) if seed is None else seed
     grid = registration.fixed.grid
-    inside = foreground(registration.fixed)
-    near = on_evidence(inside, evidence.grid)
-    kind = held.kind_of(traits(registration.fixed, registration.moving, evidence, near))
-    held.factor(level, True, kind)
-    bound = _bound_map(evidence, near, held, level, kind)
+    inside = anatomy(registration.fixed, registration.fixed_mask)
+    evidence, near, kind, bound = _bounded(registration, inside, held, level, seed)
     error = _upsampled(bound * evidence.unit_mm, grid)
     spread = _upsampled(evidence.spread * evidence.unit_mm, grid)
     labels = None
@@ -173,9 +164,9 @@ def assess(
         labels = Image.from_array(_upsampled(torch.from_numpy(entropy), grid), grid, name="label_uncertainty")
     facts = pair_facts(registration, evidence, near)
     found: Verdict = judge(facts, held)
-    if found.verdict == "fail" and settings.get("transform", "deformable") != "deformable":
+    if found.verdict == "fail" and is_linear(registration.transform):
         # Verdicts are learned on deformable results; looks deform, and so differ from a sound rigid one.
-        why = f"verdicts are learned on deformable registrations, this one is {settings['transform']}; {found.reasons}"
+        why = f"verdicts are learned on deformable registrations, this one is linear; {found.reasons}"
         found = Verdict("review", found.probability, why)
     return Uncertainty(
         Image.from_array(error, grid, name="error_mm"),
@@ -184,6 +175,7 @@ def assess(
         labels,
         volumes,
         held.name if kind == ANY else f"{held.name}: {kind}",
+        held.digest,
         _words_for(held, kind),
         found.verdict,
         found.reasons,
@@ -194,10 +186,43 @@ def assess(
     )
 
 
+def calibrated_sampler(
+    registration: Registration,
+    *,
+    level: float = 0.9,
+    calibration: str | PathLike | Calibration = "general",
+    seed: int = 0,
+) -> CalibratedSampler:
+    """Draws of what the transform of a registration may be, from whatever it came: errors of the size of its bound."""
+    held = read_calibration(calibration)
+    inside = anatomy(registration.fixed, registration.fixed_mask)
+    evidence, _, _, bound = _bounded(registration, inside, held, level, seed)
+    return CalibratedSampler(registration.transform, evidence, bound, level)
+
+
+def _bounded(
+    registration: Registration, inside: Bool[ndarray, "*space"], held: Calibration, level: float, seed: int
+) -> tuple[Evidence, Bool[ndarray, "*space"], str, Float[Tensor, "*space"]]:
+    """Evidence, the anatomy on its grid, the kind of images the pair is taken for, and the bound in units."""
+    evidence = gather(
+        fixed=registration.fixed,
+        moving=registration.moving,
+        transform=registration.transform,
+        fixed_mask=registration.fixed_mask,
+        moving_mask=registration.moving_mask,
+        recipe=replace(pipeline.recipe_of(registration.settings), seed=seed),
+    )
+    near = on_evidence(inside, evidence.grid)
+    kind = held.kind_of(traits(registration.fixed, registration.moving, evidence, near))
+    held.check(level, kind)
+    return evidence, near, kind, _bound_map(evidence, near, held, level, kind)
+
+
 def _words_for(held: Calibration, kind: str) -> str:
     """For which images the bound was checked; and whether this image is one of them."""
     if len(held.cases) < 2:
-        return held.calibrated_for
+        foreign = "; this image does not resemble the images of the calibration" if kind == ANY and held.traits else ""
+        return held.calibrated_for + foreign
     if kind == ANY:
         return f"{held.calibrated_for}; this image resembles none of these kinds, so the bound is that of all together"
     if kind == PAIRS:
@@ -289,13 +314,18 @@ def _label_uncertainty(
     grid = sampler.grid
     matrix, u = as_field(registration.transform, registration.fixed.grid, grid)
     voxel = labels.grid.inverse_affine @ matrix @ grid.affine
-
-    def read(displacement: Tensor) -> ndarray:
-        found = fields.warp(index, displacement.contiguous(), matrix=voxel, mode="nearest", background=background)
-        return found[0, 0].numpy().astype(np.int16)
-
     random = torch.Generator().manual_seed(seed)
-    drawn = np.stack([read(fields.compose(u, sampler.draw(random).contiguous())) for _ in range(DRAWS)])
+    moved, share = _shares(registration.moved_labels, grid)
+    drawn, sizes = [], []
+    for _ in range(DRAWS):
+        error = sampler.draw(random)
+        there = fields.compose(u, error.contiguous()).contiguous()
+        found = fields.warp(index, there, matrix=voxel, mode="nearest", background=background)
+        drawn.append(found[0, 0].numpy().astype(np.int16))
+        # What lies at y came from near y - e(y): a label grows by the volume change of that map, summed over it.
+        # Counting the drawn labels themselves would add the noise of counting, more than the rest where one is small.
+        change = fields.jacobian_determinant(-error).clamp_min(0).numpy().reshape(-1)
+        sizes.append(share @ change)
     # Each draw's share of draws that agree with it; the mean of its logarithm is the entropy.
     entropy = np.zeros(grid.shape, np.float32)
     for one in drawn:
@@ -303,21 +333,31 @@ def _label_uncertainty(
         for other in drawn:
             agreeing += one == other
         entropy -= np.log(agreeing / DRAWS) / DRAWS
-    counts = np.stack([np.bincount(one.reshape(-1), minlength=len(values)) for one in drawn])
-    plain = np.bincount(read(u).reshape(-1), minlength=len(values))
-    moved, moved_counts = np.unique(registration.moved_labels.array, return_counts=True)
-    whole = dict(zip(moved.tolist(), moved_counts.tolist(), strict=True))
-    ml = float(np.prod(registration.fixed.grid.spacing)) / 1000
+    ml = registration.fixed.grid.voxel_volume / 1000
+    counts = np.asarray(share.sum(1)).ravel()
+    deviation = np.std(sizes, axis=0, ddof=1)
     z = float(stats.norm.ppf(0.5 + level / 2))
-    volumes = {}
-    for k, value in enumerate(values):
-        if value == 0 or int(value) not in whole:
-            continue
-        volume = whole[int(value)] * ml
-        share = float(counts[:, k].std(ddof=1) / max(plain[k], 1))
-        volumes[int(value)] = {
-            "volume_ml": volume,
-            "low_ml": max(volume * (1 - z * share), 0.0),
-            "high_ml": volume * (1 + z * share),
+    volumes = {
+        int(value): {
+            "volume_ml": count * ml,
+            "low_ml": max(count - z * away, 0.0) * ml,
+            "high_ml": (count + z * away) * ml,
         }
+        for value, count, away in zip(moved.tolist(), counts.tolist(), deviation.tolist(), strict=True)
+        if value != 0
+    }
     return entropy, volumes
+
+
+def _shares(labels: Image, grid: Grid) -> tuple[ndarray, sparse.csr_matrix]:
+    """Values of a label map, and how many voxels of each lie in each voxel of a grid over the same box (but 0)."""
+    values, index = np.unique(labels.array, return_inverse=True)
+    index = index.reshape(labels.array.shape)
+    shape = labels.grid.shape
+    cells = np.zeros((1,) * len(shape), np.int64)
+    for axis, (n, m) in enumerate(zip(shape, grid.shape, strict=True)):
+        place = ((np.arange(n) + 0.5) * m / n).astype(np.int64)
+        cells = cells * m + place.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    inside = labels.array != 0
+    entries = np.ones(int(inside.sum())), (index[inside], np.broadcast_to(cells, shape)[inside])
+    return values, sparse.csr_matrix(entries, shape=(len(values), grid.size))

@@ -1,22 +1,35 @@
-"""From evidence to millimetres: a predicted scale of the error, and the quantiles that make a bound of it.
+"""From evidence to millimetres: a predicted size of the error and its spread, and quantiles that make a bound of it.
 
-The scale is a regression of the logarithm of known errors on logarithms of the evidence,
+The model is a regression of the logarithm of known errors on logarithms of the evidence, normal in the logarithm,
 
-    log(e + e0) ~ mean over m of f_m(z, inside),      z_k = (log(x_k + e0) - mean_k) / deviation_k, cut at +-3.5
+    log(e + e0) ~ N(m(z, inside), s(z, inside)^2),   z_k = (log(x_k + e0) - mean_k) / deviation_k, cut at +-3.5
 
-with a few small networks f_m (two hidden layers of 48 units), each kind of image weighing the same. It has no knowledge
-of anatomy, and lengths are in voxels of the fixed image, so it carries from one kind of image to another. What it gets
-wrong is taken up by the conformal quantiles: of images that resemble a kind of the calibration set, that kind's; of
-others, those of all kinds together.
+with m and log s the means over a few small networks (two hidden layers of 48 units), each kind of image weighing the
+same. It has no knowledge of anatomy, and lengths are in voxels of the fixed image, so it carries from one kind of image
+to another. What it gets wrong is taken up by the conformal quantiles Q of the scores ``(log(e + e0) - m) / s``: of
+images that resemble a kind of the calibration set, that kind's; of others, those of all kinds together. The bound is
+
+    exp(m + s Q) - e0
+
+What two real scans differ by has nothing to do with s: their scores are ``log(e + e0) - m``, and their bound is the
+larger of that of known deformations and
+
+    exp(m + Q) - e0
+
+Seitzer et al., On the pitfalls of heteroscedastic uncertainty estimation with probabilistic neural networks, ICLR 2022
+(the likelihood, its terms weighed by the standard deviation); Lei et al., Distribution-free predictive inference for
+regression, JASA 2018 (locally weighted conformal scores).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,6 +47,10 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 FOREGROUND, BACKGROUND = 1, 0
 FLOOR = 0.02
 """Added to lengths before the logarithm, voxels: below a fiftieth of a voxel differences mean nothing."""
+LEAST = 1e-3
+"""No bound is smaller, voxels."""
+SPREADS = (-2.0, 1.0)
+"""Between which the logarithm of the spread is kept."""
 UNITS, BATCH, STEP_LENGTH, PIECE = 48, 1024, 5e-3, 200_000
 ANY = "any"
 """Stands for images that resemble none of the kinds of a calibration."""
@@ -56,6 +73,9 @@ class Points:
         Of images, such as ``brain``: calibration gives every kind the same weight.
     traits
         Of the image as a whole, by which kinds are told apart: :func:`traits_of`.
+    images
+        What tells the images of the case from others, such as hashes: cases that share one are kept together when some
+        are held out. Empty: shares none.
     """
 
     names: tuple[str, ...]
@@ -64,6 +84,7 @@ class Points:
     foreground: Bool[ndarray, " n"]
     kind: str
     traits: tuple[float, ...] = ()
+    images: tuple[str, ...] = ()
 
 
 Layer = tuple[list[list[float]], list[float]]
@@ -72,31 +93,39 @@ Layer = tuple[list[list[float]], list[float]]
 
 @dataclass(frozen=True)
 class Scale:
-    """Predicted size of the error, in units, from evidence."""
+    """Predicted size of the error, in units, from evidence, and how far off it may be."""
 
     names: tuple[str, ...]
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
     networks: tuple[tuple[Layer, ...], ...]
 
-    def __call__(self, evidence: Float[ndarray, "n k"], foreground: Bool[ndarray, " n"]) -> Float[ndarray, " n"]:
-        """``exp`` of the regression."""
-        out = np.empty(len(evidence))
+    def __call__(
+        self, evidence: Float[ndarray, "n k"], foreground: Bool[ndarray, " n"]
+    ) -> tuple[Float[ndarray, " n"], Float[ndarray, " n"]]:
+        """m and s: mean and standard deviation of ``log(e + e0)``."""
+        out = np.empty((len(evidence), 2))
         nets = [[(np.array(w, np.float32).T, np.array(b, np.float32)) for w, b in net] for net in self.networks]
         for start in range(0, len(out), PIECE):
             piece = slice(start, start + PIECE)
-            out[piece] = self._log(evidence[piece], foreground[piece], nets)
-        return np.exp(out)
+            out[piece] = self._outputs(evidence[piece], foreground[piece], nets)
+        return out[:, 0], np.exp(np.clip(out[:, 1], *SPREADS))
 
-    def _log(self, evidence: ndarray, foreground: ndarray, nets: list[list[tuple[ndarray, ndarray]]]) -> ndarray:
+    def _outputs(self, evidence: ndarray, foreground: ndarray, nets: list[list[tuple[ndarray, ndarray]]]) -> ndarray:
         z = _inputs(_logarithms(evidence), foreground, np.array(self.mean), np.array(self.deviation))
-        total = np.zeros(len(z))
+        total = np.zeros((len(z), 2))
         for net in nets:
             x = z
             for weight, offset in net[:-1]:
                 x = np.tanh(x @ weight + offset)
-            total += (x @ net[-1][0] + net[-1][1])[:, 0]
+            total += x @ net[-1][0] + net[-1][1]
         return total / len(nets)
+
+    def scores(self, points: Points) -> Float[ndarray, " n"]:
+        """``(log(e + e0) - m) / s`` of known errors; without s of pairs of real scans."""
+        m, s = self(_columns(points, self.names), points.foreground)
+        away = np.log(points.error + FLOOR) - m
+        return away if is_pairs(points.kind) else away / s
 
 
 def _logarithms(evidence: Float[ndarray, "n k"]) -> Float[ndarray, "n k"]:
@@ -111,7 +140,7 @@ def _inputs(logs: ndarray, foreground: ndarray, mean: ndarray, deviation: ndarra
 def fit_scale(
     points: Sequence[Points], *, names: Sequence[str] | None = None, networks: int = 3, steps: int = 2500
 ) -> Scale:
-    """Fit the regression by weighted least squares; every kind of image weighs the same, and every case within a kind.
+    """Fit the regression by weighted likelihood; every kind of image weighs the same, and every case within a kind.
 
     Parameters
     ----------
@@ -123,7 +152,7 @@ def fit_scale(
         Of Adam with decoupled decay, on 1024 random points each; the step length falls to nothing.
     """
     # Pairs of real scans know a part of their error, to half a voxel: enough for quantiles, too coarse to learn sizes.
-    points = [p for p in points if not p.kind.endswith(PAIRS)] or points
+    points = [p for p in points if not is_pairs(p.kind)] or points
     if not points:
         raise OptionError("no cases to calibrate on; give at least one")
     chosen = tuple(names or points[0].names)
@@ -139,7 +168,7 @@ def fit_scale(
     z = torch.from_numpy(_inputs(logs, inside, mean, deviation))
     y = torch.from_numpy(wanted.astype(np.float32))
     weight = torch.from_numpy((share * len(share)).astype(np.float32))
-    sizes = [z.shape[1], UNITS, UNITS, 1]
+    sizes = [z.shape[1], UNITS, UNITS, 2]
     random = torch.Generator().manual_seed(0)
     # All networks at once: one batched product a layer. Weights start uniform within one over the root of the inputs.
     layers = []
@@ -155,7 +184,10 @@ def fit_scale(
             x = z[at].expand(networks, -1, -1)
             for number, (w, b) in enumerate(layers):
                 x = torch.baddbmm(b, x if number == 0 else x.tanh(), w)
-            loss = (weight[at] * (x[..., 0] - y[at]).square()).mean(1).sum()
+            log_s = x[..., 1].clamp(*SPREADS)
+            # Times the root of the variance, held: where much is unsure the mean is still fitted (Seitzer et al. 2022).
+            share_of = weight[at] * log_s.detach().exp()
+            loss = (share_of * ((x[..., 0] - y[at]).square() * (-2 * log_s).exp() / 2 + log_s)).mean(1).sum()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -168,6 +200,26 @@ def fit_scale(
 def _digits(rows: list[list[float]]) -> list[list[float]]:
     """Five digits are enough, and make the file a third as long."""
     return [[float(f"{value:.5g}") for value in row] for row in rows]
+
+
+def deal(points: Sequence[Points], folds: int) -> list[int]:
+    """Fold of every case: images are dealt in turn, kind by kind; a case goes with the first of its images.
+
+    What is held out together is less than what :func:`apart` leaves out: a pair of images of two folds teaches neither.
+    """
+    order: dict[str, dict[str, int]] = {}
+    out = []
+    for number, p in enumerate(points):
+        dealt = order.setdefault(p.kind.removesuffix(f"-{PAIRS}"), {})
+        image = p.images[0] if p.images else f"case {number}"
+        out.append(dealt.setdefault(image, len(dealt)) % folds)
+    return out
+
+
+def apart(points: Sequence[Points], held: Sequence[bool]) -> list[Points]:
+    """The cases that are not held out and share no image with any that is."""
+    taken = {image for p, out in zip(points, held, strict=True) if out for image in p.images}
+    return [p for p, out in zip(points, held, strict=True) if not out and taken.isdisjoint(p.images)]
 
 
 def case_weights(points: Sequence[Points]) -> list[float]:
@@ -197,6 +249,13 @@ and its deformed copy, and so do errors."""
 PAIRS = "pairs"
 """Ends the name of a kind whose cases are pairs of real scans, their errors taken from the surfaces of labels; by
 itself: all of these together."""
+
+
+def is_pairs(kind: str) -> bool:
+    """Whether a kind stands for pairs of real scans."""
+    return kind == PAIRS or kind.endswith(f"-{PAIRS}")
+
+
 MORE_MISMATCH = 0.35
 """By how much the logarithm of the mismatch must exceed that of all known deformations of a kind."""
 
@@ -237,9 +296,9 @@ class Calibration:
     calibrated_for
         In plain words: for which images the bound was checked.
     scale
-        Predicted size of the error.
+        Predicted size of the error and its spread.
     quantiles
-        By kind of image (``any``: all of them), region (``foreground``, ``background``) and level.
+        Of the scores, by kind of image (``any``: all of them), region (``foreground``, ``background``) and level.
     cases
         How many, by kind.
     traits
@@ -256,6 +315,11 @@ class Calibration:
     traits: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     verdict: Mapping[str, Any] | None = None
 
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of all of it: two calibrations of one name may differ."""
+        return hashlib.blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
+
     def kind_of(self, traits: Sequence[float]) -> str:
         """The kind whose nearest case differs least, or ``any`` if none is near (root mean square above 1.5).
 
@@ -270,7 +334,7 @@ class Calibration:
                 for row in rows
             )
             for kind, rows in self.traits.items()
-            if len(rows) and not kind.endswith(PAIRS)
+            if len(rows) and not is_pairs(kind)
         }
         best = min(nearest_of, key=lambda kind: nearest_of[kind], default=ANY)
         if nearest_of.get(best, math.inf) > 1.5:
@@ -281,18 +345,22 @@ class Calibration:
         return best
 
     def reach(self, kind: str = ANY) -> float:
-        """Highest level that quantiles are held for."""
-        return max(float(q) for q in self._table(kind, True))
+        """Highest level that quantiles are held for, in both regions."""
+        return min(max(float(q) for q in self._table(kind, region)) for region in (True, False))
 
-    def factor(self, level: float, foreground: bool, kind: str = ANY) -> float:
-        """Bound over scale at a level; between the levels held, linear in ``-log(1 - level)`` and the logarithm."""
+    def check(self, level: float, kind: str = ANY) -> None:
+        """Refuse a level that a bound cannot be given for."""
+        for region in (True, False):
+            self.quantile(level, region, kind)
+
+    def quantile(self, level: float, foreground: bool, kind: str = ANY) -> float:
+        """Quantile of the scores at a level; between the levels held, linear in ``-log(1 - level)``."""
         table = self._table(kind, foreground)
         known = np.array(sorted(float(q) for q in table))
         if not known[0] <= level <= known[-1]:
             raise OptionError(f"level is {level:g}; this calibration reaches from {known[0]:g} to {known[-1]:g}")
         values = np.array([table[f"{q:g}"] for q in known])
-        at = np.interp(-math.log1p(-level), -np.log1p(-known), np.log(values))
-        return float(np.exp(at))
+        return float(np.interp(-math.log1p(-level), -np.log1p(-known), values))
 
     def _table(self, kind: str, foreground: bool) -> Mapping[str, float]:
         return self.quantiles.get(kind, self.quantiles[ANY])["foreground" if foreground else "background"]
@@ -300,9 +368,19 @@ class Calibration:
     def bound(
         self, evidence: Float[ndarray, "n k"], foreground: Bool[ndarray, " n"], level: float, kind: str = ANY
     ) -> Float[ndarray, " n"]:
-        """Bound of the error at a level, units."""
-        factors = np.where(foreground, self.factor(level, True, kind), self.factor(level, False, kind))
-        return self.scale(evidence, foreground) * factors
+        """Bound of the error at a level, units; ``evidence`` in the order of ``scale.names``."""
+        m, s = self.scale(evidence, foreground)
+
+        def of(kind: str, spread: Float[ndarray, " n"] | float) -> Float[ndarray, " n"]:
+            at = np.where(foreground, self.quantile(level, True, kind), self.quantile(level, False, kind))
+            return np.exp(m + spread * at)
+
+        bound = of(kind.removesuffix(f"-{PAIRS}") if kind != PAIRS else ANY, s)
+        if is_pairs(kind) and kind in self.quantiles:
+            # Drawn surfaces are known to half a voxel, which says little about small errors; two scans are at least as
+            # hard to align as one and its deformed copy.
+            bound = np.maximum(bound, of(kind, 1.0))
+        return np.maximum(bound - FLOOR, LEAST)
 
 
 def calibrate(
@@ -310,55 +388,48 @@ def calibrate(
 ) -> Calibration:
     """Learn the scale and its quantiles from cases with known error.
 
-    The scores whose quantiles are taken come from scales that did not see the case (cross-fitting over ``folds``
-    disjoint sets of cases); a ``scale`` that is given was learned elsewhere and is used as it is. Quantiles over all
-    kinds carry the correction for the number of cases, which guarantees coverage for exchangeable ones. Those of one
-    kind do not where it has fewer than ``GUARANTEED`` cases: with so few, the correction would ask for the largest
-    score; their coverage is right in expectation up to a term of the order of one over the number of cases.
+    The scores whose quantiles are taken come from scales that did not see the images of the case (cross-fitting over
+    ``folds`` sets of images); a ``scale`` that is given was learned elsewhere and is used as it is. Quantiles
+    over all kinds carry the correction for the number of cases, which guarantees coverage for exchangeable ones. Those
+    of one kind do not where it has fewer than ``GUARANTEED`` cases: with so few, the correction would ask for the
+    largest score; their coverage is right in expectation up to a term of the order of one over the number of cases.
 
     Barber et al., Predictive inference with the jackknife+, Annals of Statistics 2021, on scores out of folds.
     """
-    folds = min(folds, len(points))
+    if all(is_pairs(p.kind) for p in points):
+        # With nothing else to learn from, they are what every image is judged by.
+        points = [replace(p, kind=p.kind.removesuffix(f"-{PAIRS}").replace(PAIRS, "images")) for p in points]
     held = [scale] * len(points)
     if scale is None:
-        if folds < 2:
+        dealt = deal(points, folds)
+        if len(set(dealt)) < 2:
+            # All of one image: cases are held out one by one, and what is learned is about this image.
+            points = [replace(p, images=()) for p in points]
+            dealt = deal(points, folds)
+        if len(points) < 2:
             raise OptionError(f"{len(points)} case is too few to calibrate on; give at least 2, better 20")
-        for fold in range(folds):
-            fitted = fit_scale([p for i, p in enumerate(points) if i % folds != fold])
-            for i in range(fold, len(points), folds):
-                held[i] = fitted
+        for fold in sorted(set(dealt)):
+            fitted = fit_scale(apart(points, [own == fold for own in dealt]))
+            held = [fitted if own == fold else one for one, own in zip(held, dealt, strict=True)]
         scale = fit_scale(points)
     scores = []
     for p, s in zip(points, held, strict=True):
         assert s is not None
-        scores.append(p.error / s(_columns(p, s.names), p.foreground))
+        scores.append(s.scores(p))
     kinds = sorted({p.kind for p in points})
-    known = [i for i, p in enumerate(points) if not p.kind.endswith(PAIRS)] or list(range(len(points)))
+    known = [i for i, p in enumerate(points) if not is_pairs(p.kind)] or list(range(len(points)))
     quantiles = {ANY: _regions([points[i] for i in known], [scores[i] for i in known], corrected=True)}
     for kind in kinds:
         own = [i for i, p in enumerate(points) if p.kind == kind]
         if len(kinds) > 1 and len(own) >= FEWEST:
             found = _regions([points[i] for i in own], [scores[i] for i in own], corrected=len(own) >= GUARANTEED)
             quantiles[kind] = found
-    real = [i for i, p in enumerate(points) if p.kind.endswith(PAIRS)]
+    real = [i for i, p in enumerate(points) if is_pairs(p.kind)]
     if len(real) >= FEWEST:
         quantiles[PAIRS] = _regions([points[i] for i in real], [scores[i] for i in real], corrected=False)
-    if len(known) < len(points):
-        # Drawn surfaces are known to half a voxel, which says little about small errors; two scans are at least as hard
-        # to align as one and its deformed copy.
-        for kind in [name for name in quantiles if name.endswith(PAIRS)]:
-            copies = quantiles.get(kind.removesuffix(f"-{PAIRS}"), quantiles[ANY]) if kind != PAIRS else quantiles[ANY]
-            quantiles[kind] = _at_least(quantiles[kind], copies)
     counts = {kind: sum(p.kind == kind for p in points) for kind in kinds}
     traits = {kind: [list(p.traits) for p in points if p.kind == kind and p.traits] for kind in kinds}
     return Calibration(name, calibrated_for, scale, quantiles, counts, traits)
-
-
-def _at_least(table: dict[str, dict[str, float]], least: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    return {
-        region: {level: max(value, least[region].get(level, value)) for level, value in levels.items()}
-        for region, levels in table.items()
-    }
 
 
 FEWEST, GUARANTEED = 4, 30
@@ -408,6 +479,8 @@ def read_calibration(name: str | os.PathLike | Calibration = "general") -> Calib
         held = {key: tuple(value) for key, value in content.pop("scale").items()}
         held["networks"] = tuple(tuple((w, b) for w, b in net) for net in held["networks"])
         scale = Scale(**held)
+        if any(len(net[-1][1]) != 2 for net in scale.networks):
+            raise ValueError("of an earlier version, without a spread")
         found = Calibration(scale=scale, **content)
         found.reach()
         return found

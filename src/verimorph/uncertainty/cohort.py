@@ -72,25 +72,29 @@ def cohort(results: Mapping[str, Mapping[str, Any]]) -> list[Standing]:
     list of Standing
         Ordered by verdict, then those that stand out, then by the probability of being broken.
     """
-    names = list(results)
-    shared = [k for k in WORDS if all(k in (results[name].get("verdict") or {}).get("facts", {}) for name in names)]
-    columns = [[float(results[name]["verdict"]["facts"][k]) for name in names] for k in shared]
+    facts = {name: (one.get("verdict") or {}).get("facts", {}) for name, one in results.items()}
+    # Those without facts come last and are not compared; they do not keep the others from it.
+    names = sorted(results, key=lambda name: not facts[name])
+    compared = [name for name in names if facts[name]]
+    shared = [k for k in WORDS if all(k in facts[name] for name in compared)]
+    columns = [[float(facts[name][k]) for name in compared] for k in shared]
     medians = np.array([(results[name].get("uncertainty") or {}).get("median_mm", math.nan) for name in names], float)
-    if np.isfinite(medians).all():
-        shared, columns = [*shared, _BOUND], [*columns, np.log(np.maximum(medians, 1e-6)).tolist()]
+    count = len(compared)
+    if np.isfinite(medians[:count]).all():
+        shared, columns = [*shared, _BOUND], [*columns, np.log(np.maximum(medians[:count], 1e-6)).tolist()]
     z = np.full((len(names), len(shared)), math.nan)
-    if len(names) >= FEWEST and shared:
+    if count >= FEWEST and shared:
         table = np.array(columns).T
         middle = np.median(table, 0)
         deviation = np.maximum(1.4826 * np.median(np.abs(table - middle), 0), LEAST_DEVIATION)
-        z = (table - middle) / deviation
+        z[:count] = (table - middle) / deviation
     out = []
     for number, name in enumerate(names):
         verdict = results[name].get("verdict") or {}
         known = bool(z.shape[1]) and bool(np.isfinite(z[number]).all())
         worst = int(np.argmax(z[number])) if known else 0
         distance = float(z[number, worst]) if known else math.nan
-        stands_out = known and distance > threshold(len(names))
+        stands_out = known and distance > threshold(count)
         out.append(
             Standing(
                 name,

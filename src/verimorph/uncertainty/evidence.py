@@ -99,13 +99,14 @@ def gather(
     transform: Transform,
     fixed_mask: Image | None = None,
     moving_mask: Image | None = None,
-    similarity: str = "auto",
     looks: Sequence[Look] = LOOKS,
-    device: str = "cpu",
-    seed: int = 0,
+    recipe: pipeline.Recipe | None = None,
 ) -> Evidence:
-    """Look again, and measure. The transform may come from anywhere: the engine, a network, another program."""
-    recipe = pipeline.make_recipe(similarity=similarity, device=device, seed=seed)
+    """Look again, and measure. The transform may come from anywhere: the engine, a network, another program.
+
+    ``recipe`` says how images are prepared and compared, which axes are frozen, and the seed; default: the defaults.
+    """
+    recipe = recipe or pipeline.make_recipe()
     first, second = pipeline.prepare_pair(
         fixed=fixed, moving=moving, fixed_mask=fixed_mask, moving_mask=moving_mask, recipe=recipe
     )
@@ -116,7 +117,7 @@ def gather(
     unit = float(np.prod(fixed.grid.spacing) ** (1 / fixed.grid.ndim))
     matrix, u = as_field(transform, fixed.grid, grid)
     u = u.to(base.fixed.tensor)
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(recipe.seed)
     here = _positions(u, matrix @ grid.affine)
     distances: dict[str, Tensor] = {}
     total = torch.zeros_like(here)
@@ -152,13 +153,15 @@ def _nearest_matrix(transform: Transform, grid: Grid) -> tuple[ndarray, Tensor]:
     """Any transform: the affine map nearest to it, and what the field has to add before it."""
     d = grid.ndim
     whole = displacement_on(transform, grid).clone()
-    step = max(1, round(grid.size ** (1 / d) / 16))
-    index = np.stack(np.meshgrid(*[np.arange(0, n, step) for n in grid.shape], indexing="ij"), -1).reshape(-1, d)
-    points = grid.index_to_world(index)
-    mapped = transform.map_points(points)
-    solution, *_ = np.linalg.lstsq(np.c_[points, np.ones(len(points))], mapped, rcond=None)
+    axes = [np.arange(0, n, max(1, n // 16)) for n in grid.shape]
+    points = grid.index_to_world(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, d))
+    moves = transform.map_points(points) - points
+    # Of least norm about the middle: along an axis of one slice, where nothing can be fitted, nothing changes.
+    middle = points.mean(0)
+    slope, *_ = np.linalg.lstsq(points - middle, moves - moves.mean(0), rcond=None)
     matrix = np.eye(d + 1)
-    matrix[:d] = solution.T
+    matrix[:d, :d] += slope.T
+    matrix[:d, d] = moves.mean(0) - slope.T @ middle
     voxel = grid.inverse_affine @ matrix @ grid.affine
     back = torch.from_numpy(np.linalg.inv(voxel)).float()
     index_all = field.voxel_index(tuple(grid.shape)) + whole
@@ -191,7 +194,7 @@ def _look(
         measure=make_measure(recipe.similarity, radius=preset(recipe.quality).lncc_radius),
         linear=start,
         grid=fixed.grid,
-        settings=DeformableSettings(),
+        settings=DeformableSettings(free_axes=recipe.free_axes),
     )
     return found.displacement, start @ fixed.grid.affine
 
@@ -263,7 +266,7 @@ def _smooth(x: Tensor, grid: Grid, width: float) -> Tensor:
 
 
 def _image_maps(base: Level, u: Tensor, matrix: ndarray, unit: float) -> dict[str, Tensor]:
-    """Local correlation that is left, texture in its weakest direction, stretch and bend of the field, borders."""
+    """Local correlation that is left, texture in its weakest direction, shape of the field, borders."""
     grid = base.fixed.grid
     fixed = base.fixed.tensor
     moved = field.warp(base.moving.tensor, u, matrix=base.moving.grid.inverse_affine @ matrix @ grid.affine)
@@ -274,6 +277,8 @@ def _image_maps(base: Level, u: Tensor, matrix: ndarray, unit: float) -> dict[st
     out["texture"] = _texture(fixed, grid)
     out["stretch"] = field.jacobian_determinant(u)[0].clamp_min(1e-3).log().abs()
     out["shear"], out["bend"] = shearing(u, grid), bending(u, grid, unit)
+    for width in (2.0, 5.0):
+        out[f"ripple {width:g}"] = ripple(u, grid, unit, width)
     out["border"] = border(base, u, matrix, unit)
     return out
 
@@ -315,16 +320,22 @@ def shearing(u: Float[Tensor, "1 d *space"], grid: Grid) -> Float[Tensor, "*spac
 
 
 def bending(u: Float[Tensor, "1 d *space"], grid: Grid, unit: float) -> Float[Tensor, "*space"]:
-    """Root of the summed squares of all ``d2 u_c / dx_a2``, per ``unit`` (mm): where a smooth field turns fast.
-
-    A solution lags behind the truth where that bends most: of all maps this one tells most about small errors.
-    """
+    """Root of the summed squares of all ``d2 u_c / dx_a2``, per ``unit`` (mm): where a smooth field turns fast."""
     slopes = _slopes(u, grid)
     total = torch.zeros_like(u[0, 0])
     for row in slopes:
         for a, slope in enumerate(row):
             total += _along(slope, a, grid).square()
     return unit * _smooth(total[None, None], grid, 1.0).sqrt()[0, 0]
+
+
+def ripple(u: Float[Tensor, "1 d *space"], grid: Grid, unit: float, width: float) -> Float[Tensor, "*space"]:
+    """Length of what a Gaussian of this width (voxels) would take from the field, units: ``|u - G * u|``.
+
+    What a solution has of fine motion tells what it lacks: its own smoothing has taken more of the same.
+    """
+    mm = u * torch.tensor(grid.spacing, dtype=u.dtype, device=u.device).view(1, -1, *[1] * grid.ndim)
+    return (mm - _smooth(mm, grid, width))[0].square().sum(0).sqrt() / unit
 
 
 def border(base: Level, u: Tensor, matrix: ndarray, unit: float) -> Tensor:

@@ -18,7 +18,7 @@ from verimorph.errors import OptionError
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.prepare import default_background
-from verimorph.synthetic import bias_field, random_affine, random_deformation
+from verimorph.synthetic import bias_field, noise_deformation, random_affine, random_deformation
 from verimorph.transform import Affine, Composite, DisplacementField
 
 SMALLEST = 0.002
@@ -75,18 +75,23 @@ class Appearance:
 def known_pair(image: Image, *, seed: int = 0) -> KnownPair:
     """Return a pair with a known answer, made of one real image; equal seeds give equal pairs.
 
-    Drawn from the seed. *Motion*: in two of three pairs of everything, as between two people or two positions: mean
-    displacement 0.5 to 5 % of the anatomy's extent, on three scales of 60, 30 and 15 % of it (weights of the fine ones
-    between none and half of the coarse), rotation to 12 degrees, scale to 8 %, translation to 8 % of each side. In one
-    of three, of a part, as of a heart in a chest: the same within a ball of 15 to 35 % of the extent, 1 to 8 % of the
-    ball, and nothing else but, in half of these, a small rigid motion. *Looks*: in half of the pairs both scans are of
-    one kind; in the others the fixed one has gamma 0.7 to 1.4 and brightness uneven by up to a fifth. Both have white
-    noise of 0.1 to 4 % of the range of intensities, and half of the pairs noise that hangs together over 1 to 3 voxels.
+    Drawn from the seed. *Motion*: odd seeds, smoothed noise over the whole image, of a width of 4 to 12 % of the
+    anatomy's extent and a mean length of 0.5 to 4 % of it, in half of these after a small affine map. Even seeds, in
+    two of three motion of everything, as between two people or two positions: mean displacement 0.5 to 5 % of the
+    extent, on three scales of 60, 30 and 15 % of it (weights of the fine ones between none and half of the coarse; in
+    half of these it fades towards the rim of the anatomy, in half it goes on beyond), rotation to 12 degrees, scale to
+    8 %, translation to 8 % of each side. In one of three, of a part, as of a heart in a chest: the same within a ball
+    of 15 to 35 % of the extent, 1 to 8 % of the ball, and nothing else but, in half of these, a small rigid motion.
+    *Looks*: in half of the pairs both scans are of one kind; in the others the fixed one has gamma 0.7 to 1.4 and
+    brightness uneven by up to a fifth. Both have white noise of 0.1 to 4 % of the range of intensities, and half of the
+    pairs noise that hangs together over 1 to 3 voxels.
     """
     random = np.random.default_rng(seed)
     inside = foreground(image)
     extent = _extent(image.grid, inside)
-    if random.uniform() < 2 / 3:
+    if seed % 2 == 1:
+        truth, mean = _noise_motion(image.grid, inside, extent, random, seed)
+    elif random.uniform() < 2 / 3:
         truth, mean = _whole_motion(image.grid, inside, extent, random, seed)
     else:
         truth, mean = _part_motion(image.grid, inside, extent, random, seed)
@@ -117,9 +122,23 @@ def _whole_motion(
 ) -> tuple[Composite, float]:
     """A deformation of all of the anatomy, then an affine map."""
     mean = extent * float(np.exp(random.uniform(np.log(0.005), np.log(0.05))))
-    bend, mean = _bend(grid, inside, extent, mean, random, seed)
+    fades = random.uniform() < 0.5
+    bend, mean = _bend(grid, inside, extent, mean, random, seed, reach=0.0 if fades else 0.3 * extent)
     linear = _linear(grid, inside, random, seed, rotation=12.0, scale=8.0, translation=0.08)
     return Composite([bend, linear]), mean
+
+
+def _noise_motion(
+    grid: Grid, inside: Bool[ndarray, "*space"], extent: float, random: np.random.Generator, seed: int
+) -> tuple[Composite, float]:
+    """Smoothed noise over the whole image, in half of the cases after a small affine map."""
+    mean = extent * float(np.exp(random.uniform(np.log(0.005), np.log(0.04))))
+    width = max(extent * float(random.uniform(0.04, 0.12)), 2 * float(grid.spacing.min()))
+    bend = noise_deformation(grid, mean_mm=mean, width_mm=width, mask=inside, seed=seed)
+    share = 0.0 if random.uniform() < 0.5 else 0.5
+    linear = _linear(grid, inside, random, seed, rotation=12 * share, scale=8 * share, translation=0.08 * share)
+    moved = np.linalg.norm(bend.map_points(points := grid.index_to_world(np.argwhere(inside)[::97])) - points, axis=1)
+    return Composite([bend, linear]), float(moved.mean())
 
 
 def _part_motion(
@@ -132,7 +151,7 @@ def _part_motion(
     near = np.zeros_like(inside)
     near[tuple(places.T)] = np.linalg.norm(grid.index_to_world(places) - centre, axis=1) < radius
     mean = 2 * radius * float(np.exp(random.uniform(np.log(0.01), np.log(0.08))))
-    bend, mean = _bend(grid, near, 2 * radius, mean, random, seed)
+    bend, mean = _bend(grid, near, 2 * radius, mean, random, seed, reach=0.0)
     still = random.uniform() < 0.5
     linear = _linear(
         grid, inside, random, seed, rotation=0.0 if still else 2.0, scale=0.0, translation=0.0 if still else 0.01
@@ -177,6 +196,8 @@ def _bend(
     mean: float,
     random: np.random.Generator,
     seed: int,
+    *,
+    reach: float,
 ) -> tuple[DisplacementField, float]:
     """A deformation of what is in a mask, made weaker until it can be inverted, and its mean length, mm."""
     fine = random.uniform(0, 0.5, 2)
@@ -188,6 +209,7 @@ def _bend(
                 mask=where,
                 radii_mm=(0.6 * extent, 0.3 * extent, 0.15 * extent),
                 weights=(1.0, float(fine[0]), float(fine[0] * fine[1])),
+                reach_mm=reach,
                 seed=seed,
             )
         except OptionError:
@@ -218,10 +240,14 @@ def _shown(
 def foreground(image: Image) -> Bool[ndarray, "*space"]:
     """Where the anatomy is: brighter than half of Otsu's threshold over the darkest, holes filled, the largest piece.
 
-    Otsu, IEEE Trans. SMC 9, 1979, on intensities between their 0.5 and 99.5 percentiles.
+    Otsu, IEEE Trans. SMC 9, 1979, on intensities between their 0.5 and 99.5 percentiles. What is not finite is dark.
     """
     values = image.array.astype(np.float32)
-    low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
+    finite = np.isfinite(values)
+    if not finite.any():
+        return np.ones(values.shape, bool)
+    low, high = (float(v) for v in np.percentile(values[finite], (0.5, 99.5)))
+    values = np.where(finite, values, low)
     if high <= low:
         return np.ones(values.shape, bool)
     scaled = np.clip((values - low) / (high - low), 0, 1)
@@ -238,6 +264,15 @@ def foreground(image: Image) -> Bool[ndarray, "*space"]:
         sizes = np.bincount(pieces.ravel())[1:]
         inside = np.isin(pieces, 1 + np.flatnonzero(sizes > 0.1 * sizes.max()))
     return inside if inside.any() else np.ones(values.shape, bool)
+
+
+def anatomy(image: Image, mask: Image | None) -> Bool[ndarray, "*space"]:
+    """The foreground, within the mask where there is one: the mask alone if they do not meet."""
+    inside = foreground(image)
+    if mask is None:
+        return inside
+    both = inside & (mask.array > 0)
+    return both if both.any() else mask.array > 0
 
 
 def _otsu(scaled: Float[ndarray, "*space"]) -> float:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from verimorph.errors import InputError, OptionError
-from verimorph.field import gaussian_smooth, resize_displacement
+from verimorph.field import gaussian_smooth, resize
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.nn.stochastic import sampling
+from verimorph.prepare import default_background
 from verimorph.transform import DisplacementField, Transform, chain, identity
 
 if TYPE_CHECKING:
@@ -227,7 +228,8 @@ class CostVolumeSampler:
         if descriptor not in ("mind", "grey"):
             raise OptionError(f"unknown descriptor '{descriptor}'; known: mind, grey")
         self.grid, self.start = fixed.grid, identity(fixed.grid.ndim) if start is None else start
-        moved = self.start.resample(moving, fixed.grid)
+        moved = self.start.resample(moving, fixed.grid, background=default_background(moving))
+        self.spacing = spacing
         descriptors = [_described(image, descriptor) for image in (fixed, moved)]
         steps = per_axis(step, self.grid.ndim)
         self.labels = _lattice(per_axis(reach, self.grid.ndim), steps)
@@ -261,9 +263,11 @@ class CostVolumeSampler:
         return -torch.xlogy(self.posterior, self.posterior).sum(0)[None, None]
 
     def _transform(self, at_points: Float[Tensor, "1 d *control"]) -> Transform:
-        factors = [n / m for n, m in zip(at_points.shape[2:], self.grid.shape, strict=True)]
-        scale = torch.tensor(factors).view(1, -1, *[1] * self.grid.ndim)
-        displacement = resize_displacement(at_points * scale, self.grid.shape)
+        # Cells have a fixed width and the last may be cut: its control point stays where that of a whole one would be.
+        displacement = resize(at_points, tuple(self.spacing * m for m in at_points.shape[2:]))
+        for axis, n in enumerate(self.grid.shape):
+            displacement = displacement.narrow(2 + axis, 0, n)
+        displacement = displacement.contiguous()
         return chain([DisplacementField(self.grid, displacement), self.start])
 
 

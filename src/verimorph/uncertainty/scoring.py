@@ -153,6 +153,9 @@ def score_label_uncertainty(
         {int(n) for n in labels} if labels is not None else {*label_values(fixed_labels), *label_values(moved_labels)}
     )
     inside = np.ones(fixed_labels.shape, bool) if mask is None else mask
+    known = np.isfinite(uncertainty)
+    n_missing = int((inside & ~known).sum())
+    inside = inside & known
     fixed, moved = (np.where(np.isin(values, wanted), values, 0) for values in (fixed_labels, moved_labels))
     wrong = fixed != moved
     rows = []
@@ -172,6 +175,7 @@ def score_label_uncertainty(
     return _plain(
         {
             "n_labels": len(wanted),
+            "n_missing": n_missing,
             "error": "hard: the moved label is not the fixed one",
             "uncertainty": "entropy of the moved labels, nats",
             "band_mm": band_mm,

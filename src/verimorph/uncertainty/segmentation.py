@@ -20,6 +20,7 @@ from verimorph import field as fields
 from verimorph.errors import InputError
 from verimorph.grid import Grid
 from verimorph.image import Image
+from verimorph.prepare import default_background
 from verimorph.transform import DisplacementField, Transform
 from verimorph.uncertainty import metrics
 from verimorph.uncertainty.accumulate import Appearance, FieldSpread, LabelVotes, RunningMoments, binary_entropy
@@ -132,12 +133,12 @@ def label_uncertainty(
     InputError
         If there are fewer than two draws, or variances of other classes.
     """
-    grid = fixed.grid
+    grid, background = fixed.grid, default_background(moving)
     spread, appearance, votes = FieldSpread(), Appearance(fixed.tensor().float()), LabelVotes()
     variances = RunningMoments()
     for draw in draws:
         spread.add(displacement_of(draw.transform, grid))
-        appearance.add(draw.transform.resample(moving, grid).tensor().float())
+        appearance.add(draw.transform.resample(moving, grid, background=background).tensor().float())
         votes.add(carried_labels(draw.transform, moving_labels, values, grid))
         if LOG_VARIANCE in draw.features:
             variances.add(_on_grid(draw.features[LOG_VARIANCE].exp(), draw.grid, grid, len(values) + 1))

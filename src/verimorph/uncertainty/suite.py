@@ -7,6 +7,7 @@ error, in a small file, so that a suite that was stopped goes on, and calibratio
 from __future__ import annotations
 
 import glob
+import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -21,9 +22,9 @@ from scipy import ndimage
 from verimorph.errors import InputError, VerimorphError
 from verimorph.image import Image
 from verimorph.uncertainty.assess import on_evidence, traits
-from verimorph.uncertainty.bound import LEVELS, PAIRS, Calibration, Points, Scale, calibrate
+from verimorph.uncertainty.bound import LEVELS, PAIRS, Calibration, Points, Scale, apart, calibrate, deal
 from verimorph.uncertainty.evidence import gather
-from verimorph.uncertainty.known import foreground, known_pair
+from verimorph.uncertainty.known import KnownPair, foreground, known_pair
 from verimorph.uncertainty.metrics import ause, spearman
 
 INSIDE, OUTSIDE = 8000, 3000
@@ -40,11 +41,10 @@ class Case:
     unit_mm: float
 
 
-def measure_case(image: Image, *, kind: str, name: str, seed: int) -> Case:
-    """Deform an image by a known map, register it back by the defaults, and measure evidence and true error."""
+def measure_known(pair: KnownPair, *, kind: str, name: str, seed: int, images: tuple[str, ...] = ()) -> Case:
+    """Register a pair with a known answer by the defaults, and measure evidence and true error."""
     from verimorph.registration import register
 
-    pair = known_pair(image, seed=seed)
     found = register(fixed=pair.fixed, moving=pair.moving)
     evidence = gather(fixed=pair.fixed, moving=pair.moving, transform=found.transform)
     grid = evidence.grid
@@ -66,7 +66,7 @@ def measure_case(image: Image, *, kind: str, name: str, seed: int) -> Case:
     spread = evidence.spread.cpu().numpy().reshape(-1)[chosen]
     near = inside.reshape(grid.shape)
     own = traits(pair.fixed, pair.moving, evidence, near)
-    held = Points(tuple(evidence.maps), columns, error, inside[chosen], kind, own)
+    held = Points(tuple(evidence.maps), columns, error, inside[chosen], kind, own, images)
     return Case(name, held, spread, evidence.unit_mm)
 
 
@@ -74,7 +74,15 @@ LARGEST_LABELS = 12
 
 
 def measure_pair(
-    *, fixed: Image, moving: Image, fixed_labels: Image, moving_labels: Image, kind: str, name: str, seed: int
+    *,
+    fixed: Image,
+    moving: Image,
+    fixed_labels: Image,
+    moving_labels: Image,
+    kind: str,
+    name: str,
+    seed: int,
+    images: tuple[str, ...] = (),
 ) -> Case:
     """Register two real scans, and take the error from their labels: how far surfaces end up apart.
 
@@ -85,7 +93,7 @@ def measure_pair(
     """
     from verimorph.registration import register
 
-    found = register(fixed=fixed, moving=moving, moving_labels=moving_labels)
+    found = register(fixed=fixed, moving=moving, fixed_labels=fixed_labels, moving_labels=moving_labels)
     evidence = gather(fixed=fixed, moving=moving, transform=found.transform)
     assert found.moved_labels is not None
     own, moved = fixed_labels.array, found.moved_labels.array
@@ -101,6 +109,8 @@ def measure_pair(
         at = np.argwhere(here[box])
         places.append(at + [s.start for s in box])
         distances.append(away[tuple(at.T)])
+    if not places:
+        raise InputError(f"{name}: fixed and moved labels have no value in common")
     points = fixed.grid.index_to_world(np.concatenate(places))
     random = np.random.default_rng(seed)
     away_units = np.concatenate(distances) / evidence.unit_mm
@@ -117,13 +127,24 @@ def measure_pair(
         np.ones(len(chosen), bool),
         kind,
         traits(fixed, moving, evidence, near),
+        images,
     )
     return Case(name, held, evidence.spread.cpu().numpy()[index], evidence.unit_mm)
 
 
 def _surface(inside: Bool[ndarray, "*space"]) -> Bool[ndarray, "*space"]:
-    """Voxels of a label that touch what is not of it."""
-    return inside & ~ndimage.binary_erosion(inside)
+    """Voxels of a label that touch what is not of it. Where the image ends, nobody has drawn anything."""
+    return inside & ~ndimage.binary_erosion(inside, border_value=1)
+
+
+def digest(*files: Path) -> str:
+    """Eight hexadecimal digits of what files, or folders of files, hold: equal names do not make equal images."""
+    found = hashlib.blake2b(digest_size=4)
+    for file in files:
+        for one in sorted(file.rglob("*")) if file.is_dir() else [file]:
+            if one.is_file():
+                found.update(one.read_bytes())
+    return found.hexdigest()
 
 
 def collect_pairs(
@@ -145,13 +166,17 @@ def collect_pairs(
             raise InputError(f"{table}, row {number + 1}: {told}")
         files = {key: root / row[key] for key in ("fixed", "moving", "fixed_labels", "moving_labels")}
         stems = [files[key].name.split(".")[0] for key in ("fixed", "moving")]
-        name = f"{row['kind']}-{PAIRS}-{stems[0]}-{stems[1]}"
+        missing = [str(file) for file in files.values() if not file.exists()]
+        if missing:
+            raise InputError(f"{table}, row {number + 1}: {', '.join(missing)} not found")
+        name = f"{row['kind']}-{PAIRS}-{stems[0]}-{stems[1]}-{digest(*files.values())}"
         if tell is not None:
             tell(name, number, len(rows))
         path = folder / f"{name}.npz"
         if not path.is_file():
             images = {key: read_image(file) for key, file in files.items()}
-            write_case(measure_pair(**images, kind=f"{row['kind']}-{PAIRS}", name=name, seed=number), path)
+            kind, hashes = f"{row['kind']}-{PAIRS}", (digest(files["fixed"]), digest(files["moving"]))
+            write_case(measure_pair(**images, kind=kind, name=name, seed=number, images=hashes), path)
         out.append(read_case(path))
     return out
 
@@ -193,14 +218,16 @@ def collect(
         jobs += [(kind, files[k % len(files)], seed + k) for k in range(cases)]
     out = []
     for number, (kind, file, own_seed) in enumerate(jobs):
-        name = f"{kind}-{file.name.split('.')[0]}-{own_seed}"
+        own = digest(file)
+        name = f"{kind}-{file.name.split('.')[0]}-{own}-{own_seed}"
         if tell is not None:
             tell(name, number, len(jobs))
         path = folder / f"{name}.npz"
         if path.is_file():
             out.append(read_case(path))
             continue
-        case = measure_case(read_image(file), kind=kind, name=name, seed=own_seed)
+        pair = known_pair(read_image(file), seed=own_seed)
+        case = measure_known(pair, kind=kind, name=name, seed=own_seed, images=(own,))
         write_case(case, path)
         out.append(case)
     return out
@@ -220,6 +247,7 @@ def write_case(case: Case, path: Path) -> None:
             foreground=p.foreground,
             kind=np.array(p.kind),
             traits=np.array(p.traits),
+            images=np.array(p.images, dtype=str),
             spread=case.spread.astype(np.float32),
             unit_mm=np.array(case.unit_mm),
         )
@@ -236,6 +264,7 @@ def read_case(path: Path) -> Case:
                 held["foreground"],
                 str(held["kind"]),
                 tuple(held["traits"].tolist()),
+                tuple(str(image) for image in held["images"]),
             )
             return Case(path.stem, points, held["spread"], float(held["unit_mm"]))
     except (OSError, KeyError, ValueError) as error:
@@ -281,11 +310,13 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
         p = case.points
         inside = p.foreground
         evidence = p.evidence[:, [p.names.index(name) for name in held.scale.names]]
-        scale = held.scale(evidence, inside)
         error = p.error
         kind = held.kind_of(p.traits)
-        within = [float((error[inside] <= scale[inside] * _factor(held, q, True, kind)).mean()) for q in LEVELS]
-        bound = scale * np.where(inside, _factor(held, 0.9, True, kind), _factor(held, 0.9, False, kind))
+        # A calibration of few cases does not reach every level: such a bound promises nothing, and holds.
+        none = np.full(len(error), np.inf)
+        bounds = {q: held.bound(evidence, inside, q, kind) if q <= held.reach(kind) else none for q in LEVELS}
+        within = [float((error <= bounds[q])[inside].mean()) for q in LEVELS]
+        bound = bounds[0.9]
         outside = float((error <= bound)[~inside].mean()) if (~inside).any() else np.nan
         rows.setdefault(p.kind, []).append(
             (
@@ -300,36 +331,32 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
     out = []
     for kind, found in rows.items():
         coverage = np.mean([row[0] for row in found], axis=0)
-        rest = [float(np.nanmean([row[k] for row in found])) for k in range(1, 6)]
+        table = np.array([row[1:] for row in found], dtype=float)
+        # Pairs have no voxels around the anatomy.
+        rest = [float(np.nanmean(column)) if np.isfinite(column).any() else math.nan for column in table.T]
         out.append(Check(kind, len(found), {f"{q:g}": float(c) for q, c in zip(LEVELS, coverage, strict=True)}, *rest))
     return out
-
-
-def _factor(held: Calibration, level: float, foreground: bool, kind: str) -> float:
-    """Infinite where a calibration of few cases does not reach the level: such a bound promises nothing, and holds."""
-    return held.factor(level, foreground, kind) if level <= held.reach(kind) else np.inf
 
 
 def cross_validated(
     cases: Sequence[Case], *, by: str = "image", scale: Scale | None = None, folds: int = 5
 ) -> list[Check]:
-    """Every case judged by a calibration that saw neither its image (``by="image"``) nor, with ``"kind"``, its kind.
-
-    Images are dealt into ``folds`` groups, kind by kind, and each group is judged by what the others teach.
-    """
-    names = [case.points.kind if by == "kind" else case.name.rsplit("-", 1)[0] for case in cases]
-    order = {name: number for number, name in enumerate(dict.fromkeys(sorted(names)))}
-    count = len(order) if by == "kind" else min(folds, len(order))
-    fold_of = {case.name: order[name] % count for case, name in zip(cases, names, strict=True)}
+    """Every case judged by a calibration that saw none of its images (``by="image"``) or, with ``"kind"``, its kind."""
+    ordered = sorted(cases, key=lambda case: case.name)
+    points = [case.points for case in ordered]
+    kinds = [p.kind.removesuffix(f"-{PAIRS}") for p in points]
+    of_kind = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    dealt = [of_kind[kind] for kind in kinds] if by == "kind" else deal(points, folds)
+    fold_of = {case.name: fold for case, fold in zip(ordered, dealt, strict=True)}
     made: dict[int, Calibration] = {}
 
     def without(case: Case) -> Calibration:
         fold = fold_of[case.name]
         if fold not in made:
-            others = [other.points for other in cases if fold_of[other.name] != fold]
+            others = apart(points, [own == fold for own in dealt])
             if len(others) < 2:
                 raise VerimorphError("nothing is left to calibrate on when a case is held out; give more cases")
-            made[fold] = calibrate(others, name="held out", calibrated_for="", scale=scale, folds=3)
+            made[fold] = calibrate(others, name="held out", calibrated_for="", scale=scale)
         return made[fold]
 
     return check(cases, without)

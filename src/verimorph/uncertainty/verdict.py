@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +27,7 @@ from verimorph.solve.linear import LinearKind, LinearObjective, solve_linear
 from verimorph.solve.measure import make_measure
 from verimorph.solve.pyramid import make_level
 from verimorph.solve.schedule import LINEAR_RADIUS, start_spacing
+from verimorph.transform import Affine, Transform, parts_of
 from verimorph.uncertainty.evidence import Evidence, as_field
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def pair_facts(registration: Registration, evidence: Evidence, near: Bool[ndarra
 
     ``near`` is the anatomy of the fixed image on the evidence grid. Lengths are logarithms of mean voxels.
     """
-    from verimorph.uncertainty.known import foreground
+    from verimorph.uncertainty.known import anatomy
 
     where = torch.from_numpy(near)
     maps = evidence.maps
@@ -86,7 +87,7 @@ def pair_facts(registration: Registration, evidence: Evidence, near: Bool[ndarra
     matrix, u = as_field(transform, registration.fixed.grid, grid)
     moving = registration.moving
     voxel = moving.grid.inverse_affine @ matrix @ grid.affine
-    anatomies = foreground(registration.fixed), foreground(moving)
+    anatomies = anatomy(registration.fixed, registration.fixed_mask), anatomy(moving, registration.moving_mask)
     there = torch.from_numpy(anatomies[1].astype(np.float32))[None, None]
     moved = (fields.warp(there, u, matrix=voxel)[0, 0] > 0.5).numpy()
     inside = fields.warp(torch.ones_like(there), u, matrix=voxel)[0, 0].numpy() > 0.5
@@ -133,10 +134,13 @@ def _second_opinions(
     ``restart``: the best of starts that know nothing of it: middle on middle, and half a turn of that about each axis.
     ``linear``: from the linear part itself. ``anatomies`` are those of the fixed and of the moving image.
     """
-    settings = registration.settings
-    recipe = pipeline.make_recipe(similarity=str(settings.get("similarity") or "auto"))
+    recipe = replace(pipeline.recipe_of(registration.settings), device="cpu")
     first, second = pipeline.prepare_pair(
-        fixed=registration.fixed, moving=registration.moving, fixed_mask=None, moving_mask=None, recipe=recipe
+        fixed=registration.fixed,
+        moving=registration.moving,
+        fixed_mask=registration.fixed_mask,
+        moving_mask=registration.moving_mask,
+        recipe=recipe,
     )
     spacing = 0.75 * start_spacing(first.grid, second.grid)
     level = make_level(fixed=first, moving=second, shrink=1, spacing_mm=spacing)
@@ -158,16 +162,26 @@ def _second_opinions(
     half_turns = [[-1.0] * d] if d == 2 else [[1.0 if a == axis else -1.0 for a in range(3)] for axis in range(3)]
     starts = [matrix, about_middle([-1.0] + [1.0] * (d - 1)) @ matrix, centred]
     starts += [about_middle(signs) @ centred for signs in half_turns]
-    kind: LinearKind = "rigid" if settings.get("transform") == "rigid" else "affine"
+    stiff = is_linear(registration.transform) and Affine(matrix).kind in ("identity", "translation", "rigid")
+    kind: LinearKind = "rigid" if stiff else "affine"
+
+    def best(start: Float[ndarray, "h h"]) -> float:
+        free = recipe.free_axes
+        return solve_linear(
+            level=level, measure=measure, start=start, kind=kind, iterations=_SECOND_OPINION, free_axes=free
+        )[1]
+
     with pipeline.one_blas_thread():
-        values = [
-            float(solve_linear(level=level, measure=measure, start=start, kind=kind, iterations=_SECOND_OPINION)[1])
-            for start in starts
-        ]
+        values = [float(best(start)) for start in starts]
         now = float(LinearObjective(level, measure).value_and_slope(matrix)[0])
     # That all other starts lead nowhere is no merit, however bad they are.
     restart = max(values[0] - min(values[2:]), 0.0)
     return {"mirror": values[0] - values[1], "restart": restart, "linear": now - values[0]}
+
+
+def is_linear(transform: Transform) -> bool:
+    """Whether nothing but linear maps is in it."""
+    return all(isinstance(part, Affine) for part in parts_of(transform))
 
 
 def judge(facts: Mapping[str, float], calibration: Calibration) -> Verdict:
@@ -182,6 +196,8 @@ def judge(facts: Mapping[str, float], calibration: Calibration) -> Verdict:
         )
     }
     probability = 1 / (1 + math.exp(-(learned["intercept"] + sum(pushes.values()))))
+    if not math.isfinite(probability):
+        return Verdict("review", 0.5, "what the verdict is drawn from could not be measured")
     review, fail = float(learned["review"]), float(learned["fail"])
     verdict = "fail" if probability >= fail else "review" if probability >= review else "pass"
     against = sorted((name for name in pushes if pushes[name] > 0.3), key=lambda name: -pushes[name])[:2]
