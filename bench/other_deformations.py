@@ -120,9 +120,10 @@ def table(folder: Path, calibration: str) -> None:
             + [float(np.median(bounds[0.9]) / np.median(error)), spearman(error, bounds[0.9])]
         )
         taken.setdefault(p.kind, []).append(kind)
-    for kind, found in rows.items():
-        mean = np.nanmean(found, axis=0)
-        shares = " | ".join(f"{100 * v:.1f}" for v in mean[:5])
+    for kind, found in rows.items():  # hearts are never farther from the border: their stacks are thin
+        columns = np.array(found, dtype=float).T
+        mean = [float(np.nanmean(column)) if np.isfinite(column).any() else np.nan for column in columns]
+        shares = " | ".join("-" if np.isnan(v) else f"{100 * v:.1f}" for v in mean[:5])
         names = ", ".join(f"{name} {taken[kind].count(name)}" for name in dict.fromkeys(taken[kind]))
         print(f"| {kind} | {len(found)} | {shares} | {mean[5]:.2f} | {mean[6]:.2f} | {names} |")
 

@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,7 @@ def score(args: argparse.Namespace) -> None:
     root = Path(os.environ.get("VERIMORPH_DATA", "../shared/data")) / "hippocampus_mr"
     loaded: dict = {}
     for source in args.sources:
-        for number, (fixed, moving) in enumerate(pairs()):
+        for number, (fixed, moving) in enumerate(islice(pairs(), args.pairs)):
             file = args.output / f"{source.replace(' ', '-')}-{number}.json"
             if file.exists():
                 continue
@@ -134,6 +135,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/samplers"))
     parser.add_argument("--runs", type=Path, default=Path("runs/hippocampus"))
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES)
+    parser.add_argument("--pairs", type=int, help="only the first so many")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     score(args) if args.what == "score" else table(args)
