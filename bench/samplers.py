@@ -3,7 +3,7 @@
     python bench/samplers.py score -o runs/samplers            pairs of the split 'score'; goes on where it stopped
     python bench/samplers.py table -o runs/samplers
 
-Sources: the posterior of voxelmorph-diff, an ensemble of five networks of different methods (runs/hippocampus, trained
+Sources: the posterior of voxelmorph-diff, an ensemble of four networks of different methods (runs/hippocampus, trained
 by recipes/hippocampus), the discrete posterior of a local cost volume from the middles laid together, and the engine
 with its calibrated error bound; the last two need no training. Each gives draws of a transform; maps and scores are
 the same for all.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from verimorph.uncertainty.sampler import Sampler
 
 SOURCES = ("posterior", "ensemble", "cost volume", "engine")
-MEMBERS = ("voxelmorph", "transmorph", "lku-net", "modet", "estienne-symmetric")
+MEMBERS = ("voxelmorph", "voxelmorph-diff-deterministic", "transmorph", "modet")
 MAPS = ("transformation", "appearance", "epistemic", "mutual information", "entropy of the mean warp")
 VALUES = [1, 2]
 
