@@ -162,3 +162,8 @@ def test_smoothed_noise_that_would_fold_is_made_weaker(grid):
     bend = noise_deformation(grid, mean_mm=50.0, width_mm=4.0)
     assert 0 < np.linalg.norm(bend.map_points(points) - points, axis=1).mean() < 40
     assert float(bend.jacobian_determinant(bend.grid).min()) > 0
+
+
+def test_smoothed_noise_needs_somewhere_to_be(grid):
+    with pytest.raises(OptionError, match="mask is empty"):
+        noise_deformation(grid, mean_mm=1.0, width_mm=6.0, mask=np.zeros(grid.shape, bool))

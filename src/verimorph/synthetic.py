@@ -184,6 +184,11 @@ def noise_deformation(
     -------
     DisplacementField
         Jacobian determinants on its lattice are 0.2 or more; no inverse is attached.
+
+    Raises
+    ------
+    OptionError
+        If the mask is empty.
     """
     random = np.random.default_rng(seed)
     corners = np.array(list(np.ndindex(*(2,) * grid.ndim))) * (np.array(grid.shape) - 1)
@@ -192,6 +197,8 @@ def noise_deformation(
     noise = random.standard_normal((grid.ndim, *lattice.shape), dtype=np.float32)
     smooth = np.stack([ndimage.gaussian_filter(one, NODES_PER_WIDTH, mode="wrap") for one in noise])
     inside = np.ones(grid.shape, bool) if mask is None else np.asarray(mask) > 0
+    if not inside.any():
+        raise OptionError("the mask is empty: nowhere to deform")
     points = grid.index_to_world(np.argwhere(inside))
     smooth *= np.float32(mean_mm / _mean_length(lattice, smooth, points[:: max(1, len(points) // 50_000)]))
     while True:

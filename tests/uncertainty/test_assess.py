@@ -20,6 +20,7 @@ from verimorph.uncertainty.assess import (
     Uncertainty,
     _label_uncertainty,
     assess,
+    calibrated_sampler,
     on_evidence,
 )
 from verimorph.uncertainty.bound import (
@@ -183,6 +184,17 @@ def test_volumes_vary_as_the_drawn_labels_do(result: Registration, evidence: Evi
     counts = [float((one.transform.resample(labels, fine, interpolation="nearest").array > 0).sum()) for one in draws]
     counted = 2 * 1.645 * float(np.std(counts, ddof=1) / np.mean(counts))
     assert widths[1.5] == pytest.approx(counted, rel=0.5)
+
+
+def test_the_bound_of_any_registration_gives_draws(result: Registration, calibration: Calibration) -> None:
+    sampler = calibrated_sampler(result, calibration=calibration)
+    points = result.fixed.grid.index_to_world(np.argwhere(foreground(result.fixed))[::50])
+    first, again = (
+        [d.transform.map_points(points) for d in sampler.draws(3, torch.Generator().manual_seed(2))] for _ in range(2)
+    )
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert np.linalg.norm(first[0] - first[1], axis=1).mean() > 0.01
+    assert np.linalg.norm(np.mean(first, 0) - result.transform.map_points(points), axis=1).mean() < 5
 
 
 def test_masks_bound_what_is_looked_at(result: Registration, calibration: Calibration) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from verimorph.cli import run
-from verimorph.errors import InputError
+from verimorph.errors import InputError, OptionError
 from verimorph.image import Image
 from verimorph.io import write_image
 from verimorph.uncertainty.bound import (
@@ -173,3 +173,12 @@ def test_where_the_image_ends_is_no_surface() -> None:
     assert surface[0, 2, 2:6].all()
     one_slice = inside[:1]
     assert int(_surface(one_slice).sum()) == 12
+
+
+def test_pairs_reach_no_further_than_the_known_deformations_they_lean_on() -> None:
+    cases = [case(k).points for k in range(5)] + [case(k, kind="toy-pairs").points for k in range(20, 26)]
+    held = calibrate(cases, name="few", calibrated_for="", scale=fit_scale(cases, networks=1, steps=50))
+    assert held.reach("pairs") == held.reach() < 0.9  # five cases say nothing of 90 %
+    with pytest.raises(OptionError, match="reaches"):
+        held.check(0.9, "pairs")
+    check([case(30, kind="toy-pairs")], held)

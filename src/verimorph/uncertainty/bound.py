@@ -74,8 +74,8 @@ class Points:
     traits
         Of the image as a whole, by which kinds are told apart: :func:`traits_of`.
     images
-        What tells the images of the case from others, such as hashes: cases that share one are kept together when some
-        are held out. Empty: shares none.
+        What tells the images of the case from others, such as hashes: of cases that share one, none teaches what judges
+        another. Empty: shares none.
     """
 
     names: tuple[str, ...]
@@ -345,13 +345,19 @@ class Calibration:
         return best
 
     def reach(self, kind: str = ANY) -> float:
-        """Highest level that quantiles are held for, in both regions."""
-        return min(max(float(q) for q in self._table(kind, region)) for region in (True, False))
+        """Highest level that a bound can be given for, in both regions."""
+        return min(max(float(q) for q in self._table(k, region)) for k in self._parts(kind) for region in (True, False))
 
     def check(self, level: float, kind: str = ANY) -> None:
         """Refuse a level that a bound cannot be given for."""
-        for region in (True, False):
-            self.quantile(level, region, kind)
+        for part in self._parts(kind):
+            for region in (True, False):
+                self.quantile(level, region, part)
+
+    def _parts(self, kind: str) -> tuple[str, ...]:
+        """Kinds whose quantiles make the bound: of pairs of real scans, known deformations of that kind first."""
+        base = ANY if kind == PAIRS else kind.removesuffix(f"-{PAIRS}")
+        return (base, kind) if is_pairs(kind) and kind in self.quantiles else (base,)
 
     def quantile(self, level: float, foreground: bool, kind: str = ANY) -> float:
         """Quantile of the scores at a level; between the levels held, linear in ``-log(1 - level)``."""
@@ -375,11 +381,12 @@ class Calibration:
             at = np.where(foreground, self.quantile(level, True, kind), self.quantile(level, False, kind))
             return np.exp(m + spread * at)
 
-        bound = of(kind.removesuffix(f"-{PAIRS}") if kind != PAIRS else ANY, s)
-        if is_pairs(kind) and kind in self.quantiles:
+        base, *pairs = self._parts(kind)
+        bound = of(base, s)
+        for own in pairs:
             # Drawn surfaces are known to half a voxel, which says little about small errors; two scans are at least as
             # hard to align as one and its deformed copy.
-            bound = np.maximum(bound, of(kind, 1.0))
+            bound = np.maximum(bound, of(own, 1.0))
         return np.maximum(bound - FLOOR, LEAST)
 
 

@@ -137,7 +137,8 @@ def _noise_motion(
     bend = noise_deformation(grid, mean_mm=mean, width_mm=width, mask=inside, seed=seed)
     share = 0.0 if random.uniform() < 0.5 else 0.5
     linear = _linear(grid, inside, random, seed, rotation=12 * share, scale=8 * share, translation=0.08 * share)
-    moved = np.linalg.norm(bend.map_points(points := grid.index_to_world(np.argwhere(inside)[::97])) - points, axis=1)
+    points = grid.index_to_world(np.argwhere(inside)[::97])
+    moved = np.linalg.norm(bend.map_points(points) - points, axis=1)
     return Composite([bend, linear]), float(moved.mean())
 
 
