@@ -46,6 +46,15 @@ def test_instance_normalisation_is_that_of_torch():
     torch.testing.assert_close(blocks.normalisation("instance", 3, 3)(x), nn.InstanceNorm3d(3)(x))
 
 
+def test_instance_normalisation_keeps_half_precision_under_autocast():
+    x = 3 + 0.1 * torch.randn(2, 3, 6, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = blocks.normalisation("instance", 3, 3)(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    expected = nn.InstanceNorm3d(3)(x.bfloat16().double())  # of the rounded values, exactly
+    torch.testing.assert_close(found.double(), expected, rtol=1e-2, atol=1e-2)
+
+
 def test_instance_normalisation_takes_a_single_voxel_in_training():
     assert blocks.normalisation("instance", 3, 3).train()(torch.randn(1, 3, 1, 1, 1)).isfinite().all()
 

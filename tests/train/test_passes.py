@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from verimorph.errors import InputError
 from verimorph.field import warp
+from verimorph.methods import method
 from verimorph.objective import build_objective
 from verimorph.train.passes import checked_batch, objective_tensors, one_hot, registration_tensors, warp_labels
 
@@ -47,6 +48,24 @@ def test_symmetric_training_is_the_mean_of_both_directions(phantoms):
     assert abs(float(one.detach() - two.detach())) > 1e-3, "the directions must differ for the test to mean anything"
     torch.testing.assert_close(both, (one + two) / 2)
     assert model.calls == [4, 2, 2], "both directions are one doubled batch"
+
+
+def test_both_ways_at_once_is_the_doubled_batch(phantoms):
+    """A network that encodes each image once for both directions gives losses and gradients of one that does not."""
+    torch.manual_seed(0)
+    batch = phantoms.pair(1)
+    batch |= {side: batch[side].double() for side in ("fixed", "moving")}
+    model = method("estienne").build(ndim=2, channel_multiplication=1, zero=False).double()
+    found = {}
+    for two_way in (True, False):
+        model.two_way = two_way
+        model.zero_grad()
+        objective = build_objective("mse+mse:direction=stage1")
+        total = objective(registration_tensors(model, batch, objective, symmetric=True)).total
+        total.backward()
+        found[two_way] = [total.detach(), *(w.grad.clone() for w in model.parameters() if w.grad is not None)]
+    for once, twice in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(once, twice, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -54,8 +54,16 @@ class InstanceNorm(nn.Module):
     """
 
     def forward(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c *space"]:
-        """Normalised features."""
-        return torch.group_norm(x, x.shape[1])  # one group a channel; the functional form does not count voxels
+        """Normalised features, in the precision of ``x``: sums over voxels are taken in float32 inside.
+
+        Autocast would raise bfloat16 features to float32 and write them back as such, twice the memory for nothing.
+        """
+        groups = x.shape[1]  # one group a channel; the functional form does not count voxels
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return torch.group_norm(x, groups)
+        return torch.group_norm(x, groups)
 
 
 def normalisation(name: Normalisation, ndim: int, channels: int, *, groups: int = 8) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -32,7 +33,11 @@ class PyramidFusionNetwork(nn.Module):
     ----------
     stride
         Every side of the input must be a multiple of this.
+    two_way
+        Takes pairs in both directions with every image encoded once (``both_ways`` of ``forward``).
     """
+
+    two_way = True
 
     def __init__(
         self,
@@ -55,15 +60,25 @@ class PyramidFusionNetwork(nn.Module):
         fixed: Float[Tensor, "b c *space"],
         moving: Float[Tensor, "b c *moving_space"],
         condition: Float[Tensor, "b k"] | None = None,
+        both_ways: bool = False,
     ) -> dict[str, Tensor]:
-        """What the head returns; with deep heads ``stageK/...`` of each as well, K from 1, coarsest first."""
+        """What the head returns; with deep heads ``stageK/...`` of each as well, K from 1, coarsest first.
+
+        With ``both_ways`` the outputs are those of the batch ``fixed, moving`` registered to ``moving, fixed``, twice
+        the size, for half the work of its encoder.
+        """
         if condition is not None:
             raise OptionError("this network takes no condition")
         if fixed.shape != moving.shape:
             raise InputError(
                 f"fixed {tuple(fixed.shape)} and moving {tuple(moving.shape)} differ in shape; put them on one grid"
             )
-        decoded = self.decoder(self.fusion(fixed=self.encoder(fixed), moving=self.encoder(moving)))
+        if both_ways:
+            each = self.encoder(torch.cat((fixed, moving)))
+            pyramids = each, [level.roll(len(fixed), 0) for level in each]
+        else:
+            pyramids = self.encoder(fixed), self.encoder(moving)
+        decoded = self.decoder(self.fusion(fixed=pyramids[0], moving=pyramids[1]))
         outputs = dict(self.head(decoded[-1]))
         if self.stages:
             for number, head in enumerate(self.deep):

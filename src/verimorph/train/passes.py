@@ -250,7 +250,8 @@ def registration_tensors(
     Parameters
     ----------
     model
-        ``model(fixed=, moving=, condition=)`` gives named tensors, ``field`` among them.
+        ``model(fixed=, moving=, condition=)`` gives named tensors, ``field`` among them. One with the attribute
+        ``two_way`` is asked for both directions at once, by ``both_ways=True``.
     batch
         Pairs, on the model's device.
     objective
@@ -276,7 +277,10 @@ def registration_tensors(
     if symmetric or backward:
         other = exchanged(batch)
         joined = _doubled(batch, other)
-        outputs = _run(model, joined)
+        if getattr(model, "two_way", False):
+            outputs = _run(model, batch, both_ways=True)
+        else:
+            outputs = _run(model, joined)
         if symmetric:
             way = _Way(joined, outputs, classes)
             if backward:
@@ -296,9 +300,10 @@ def registration_tensors(
     return tensors
 
 
-def _run(model: Callable[..., Mapping[str, Tensor]], batch: Batch) -> Outputs:
+def _run(model: Callable[..., Mapping[str, Tensor]], batch: Batch, **more: Any) -> Outputs:
     condition = batch.get("condition")
-    more = {} if condition is None else {"condition": condition}
+    if condition is not None:
+        more["condition"] = condition
     return _float(model(fixed=batch["fixed"], moving=batch["moving"], **more))
 
 
