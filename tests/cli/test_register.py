@@ -94,6 +94,15 @@ def test_linear_transforms_undo_a_shift(align, pair, tmp_path, transform):
     assert np.allclose(moved - middle, [3.0, 0, 0], atol=0.3)  # the head lies two voxels of 1.5 mm further
 
 
+@pytest.mark.parametrize("words", [("--strict",), ("--level", 0.8), ("--calibration", "mine.json")])
+@pytest.mark.parametrize("command", [("register",), ("predict", "voxelmorph")])
+def test_options_of_an_uncertainty_that_is_not_asked_for_are_refused(command, words, pair, tmp_path, verimorph):
+    outcome = verimorph(*command, "-f", pair[0], "-m", pair[1], "-o", tmp_path / "out", *words)
+    assert outcome.code == 2
+    assert f"{words[0]} is about the uncertainty; give --uncertainty too" in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_starts_from_landmarks_and_from_a_transform_file(align, pair, tmp_path, verimorph):
     frame = "x_ras_mm,y_ras_mm,z_ras_mm"
     corners = np.array([[-5.0, 20, 15], [5, 25, 15], [-5, 30, 20], [0, 22, 30]])

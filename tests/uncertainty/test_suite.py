@@ -72,6 +72,21 @@ def test_a_bound_that_is_too_small_shows() -> None:
     held = calibrate(points, name="toy", calibrated_for="", scale=fit_scale(points, networks=1, steps=200))
     (row,) = check([case(k, factor=4.0) for k in range(30, 34)], held)
     assert row.coverage["0.9"] < 0.5
+    levels = np.array([float(level) for level in row.coverage])
+    assert row.ece == pytest.approx(np.abs(np.array(list(row.coverage.values())) - levels).mean())
+    (right,) = check([case(k) for k in range(30, 34)], held)
+    assert right.ence < 0.35 < 1.5 < row.ence, "errors four times as large are three times too large"
+    assert row.pooled == pytest.approx(right.pooled / 4, rel=0.15)
+    assert row.uce > 10 * right.uce
+
+
+def test_the_expected_square_is_that_of_a_normal_logarithm() -> None:
+    scale = fit_scale([case(k).points for k in range(4)], networks=1, steps=50)
+    one = case(9).points
+    m, s = scale(one.evidence[:1], one.foreground[:1])
+    drawn = np.exp(m + s * np.random.default_rng(0).standard_normal(400_000))
+    expected = scale.root_mean_square(one.evidence[:1], one.foreground[:1])
+    assert np.sqrt((drawn**2).mean()) == pytest.approx(float(expected[0]), rel=0.05)
 
 
 def test_patterns_name_kinds(tmp_path: Path, head: Image) -> None:

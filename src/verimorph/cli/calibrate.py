@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -138,7 +139,21 @@ def _print(rows: list[Check], title: str) -> None:
 
     table = Table(title=title, box=None, padding=(0, 1, 0, 0), header_style="bold", title_justify="left")
     table.add_column("images", no_wrap=True)
-    for heading in ("cases", "50 %", "80 %", "90 %", "95 %", "around", "ratio", "rank r", "AUSE", "spread"):
+    for heading in (
+        "cases",
+        "50 %",
+        "80 %",
+        "90 %",
+        "95 %",
+        "around",
+        "ratio",
+        "all",
+        "rank r",
+        "AUSE",
+        "spread",
+        "ECE",
+        "ENCE",
+    ):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
@@ -147,14 +162,19 @@ def _print(rows: list[Check], title: str) -> None:
             *(f"{100 * row.coverage[q]:.1f}" for q in ("0.5", "0.8", "0.9", "0.95")),
             f"{100 * row.background:.1f}",
             f"{row.sharpness:.2f}",
+            f"{row.pooled:.2f}",
             f"{row.spearman:.2f}",
             f"{row.ause:.3f}",
             f"{row.ause_spread:.3f}",
+            f"{100 * row.ece:.1f}",
+            "-" if math.isnan(row.ence) else f"{row.ence:.2f}",
         )
     console = Console(highlight=False)
     console.print(table)
     console.print(
         "coverage in % of voxels of the anatomy at each level, and at 90 % around it; ratio: median bound over median\n"
-        "error at 90 %; rank r: Spearman's of bound and error; AUSE of the bound, and of the spread of the looks alone",
+        "error at 90 %, mean over cases, and of all voxels together; rank r: Spearman's of bound and error; AUSE of the\n"
+        "bound, and of the spread of the looks alone; ECE: mean miss of the coverage over the levels, in %; ENCE: of the\n"
+        "predicted root mean square error",
         style="dim",
     )

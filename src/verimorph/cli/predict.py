@@ -9,7 +9,18 @@ import typer
 
 from verimorph.cli.options import application, examples, flag, option
 from verimorph.cli.progress import CountBar, ProgressBar
-from verimorph.cli.runtime import USER_ERROR, VERDICT_FAIL, choose, say, schedule, set_threads
+from verimorph.cli.runtime import (
+    CALIBRATION,
+    LEVEL,
+    USER_ERROR,
+    VERDICT_FAIL,
+    choose,
+    refuse,
+    refuse_uncertainty_options,
+    say,
+    schedule,
+    set_threads,
+)
 from verimorph.errors import OptionError
 
 if TYPE_CHECKING:
@@ -200,8 +211,8 @@ def predict(
         raise OptionError(f"{many}; give one of: -f and -m, --pairs, --dataset with --root, --image, --folder")
     if chosen is not None and pairs is None and dataset is None:
         raise OptionError("--split chooses among the pairs of --pairs or --dataset; neither is given")
-    if strict and not uncertainty:
-        raise OptionError("--strict acts on the verdict; give --uncertainty too")
+    if not uncertainty:
+        refuse_uncertainty_options(strict=strict, level=level, calibration=calibration)
     held = None
     if uncertainty:
         from verimorph.uncertainty.bound import read_calibration
@@ -216,15 +227,15 @@ def predict(
         "--moving-landmarks": moving_landmarks,
     }
     if refine is None:
-        _refuse(solver, "for the refinement; give --refine N")
+        refuse(solver, "for the refinement; give --refine N")
     if save_submission is None:
-        _refuse({"--submission-suffix": submission_suffix != SUFFIXES[0]}, "for a submission; give --save-submission")
+        refuse({"--submission-suffix": submission_suffix != SUFFIXES[0]}, "for a submission; give --save-submission")
     if pairs is None:
-        _refuse({"--data": data}, "where the names in a list start; give --pairs")
+        refuse({"--data": data}, "where the names in a list start; give --pairs")
     if dataset is None:
-        _refuse({"--root": root}, "where a data set lies; give --dataset")
+        refuse({"--root": root}, "where a data set lies; give --dataset")
     if not fixed and not moving:
-        _refuse(scores, "of one pair (-f and -m); a list has columns for them, a data set brings its own")
+        refuse(scores, "of one pair (-f and -m); a list has columns for them, a data set brings its own")
 
     from verimorph.io.safe import require_writable
     from verimorph.methods.checkpoint import read_card
@@ -245,10 +256,10 @@ def predict(
             "--save-all": save_all,
             "--no-report": no_report,
         }
-        _refuse(others, f"of registrations; {model} is a segmentation model")
+        refuse(others, f"of registrations; {model} is a segmentation model")
         _segment(model, output, image, folder, dataset, root, chosen, largest, keep_true, device, pieces)
         return
-    _refuse({"--largest": largest, "--keep-true": keep_true}, f"of label maps; {model} is a registration model")
+    refuse({"--largest": largest, "--keep-true": keep_true}, f"of label maps; {model} is a registration model")
     if image or folder:
         raise OptionError(f"{model}: is a registration model; it takes pairs (-f and -m, --pairs, --dataset)")
     if (fixed is None) != (moving is None):
@@ -321,13 +332,6 @@ def _registrar(model: Path, device: str, start: str | None, tile: tuple[int, ...
             f"--start {start}: is {len(registrar.start) - 1}-D, the model is {ndim}-D; give a fitting one"
         )
     return registrar
-
-
-def _refuse(given: dict[str, Any], why: str) -> None:
-    """Refuse options that would be passed over in silence; ``why`` says what they are for."""
-    names = [name for name, value in given.items() if value]
-    if names:
-        raise OptionError(f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {why}")
 
 
 def _check_tile(tile: tuple[int, ...] | None, ndim: int) -> None:

@@ -9,7 +9,15 @@ import typer
 
 from verimorph.cli.options import application, examples, flag, option
 from verimorph.cli.progress import ProgressBar
-from verimorph.cli.runtime import VERDICT_FAIL, choose, schedule, set_threads
+from verimorph.cli.runtime import (
+    CALIBRATION,
+    LEVEL,
+    VERDICT_FAIL,
+    choose,
+    refuse_uncertainty_options,
+    schedule,
+    set_threads,
+)
 from verimorph.errors import OptionError
 
 if TYPE_CHECKING:
@@ -214,8 +222,8 @@ def register(
         "level": level,
         "calibration": calibration,
     }
-    if strict and not uncertainty:
-        raise OptionError("--strict acts on the verdict; give --uncertainty too")
+    if not uncertainty:
+        refuse_uncertainty_options(strict=strict, level=level, calibration=calibration)
     choose(output_style, STYLES, "--output-style")
     volumes = {
         "fixed": volume if fixed_volume is None else fixed_volume,

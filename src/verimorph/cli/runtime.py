@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from verimorph.errors import OptionError, VerimorphError, VerimorphWarning, nearest
@@ -23,6 +23,9 @@ USER_ERROR = 2
 """Exit code of a mistake in the input or the request."""
 VERDICT_FAIL = 3
 """Exit code of a finished registration whose verdict is ``fail``, where ``--strict`` asks for it."""
+
+LEVEL, CALIBRATION = 0.9, "general"
+"""Of a bound that nothing else is asked of."""
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -109,6 +112,19 @@ def choose(value: str, known: Iterable[str], option: str) -> str:
     if value not in names:
         raise OptionError(f"{option} cannot be '{value}'{nearest(value, names)}")
     return value
+
+
+def refuse(given: Mapping[str, object], why: str) -> None:
+    """Refuse options that would be passed over in silence; ``why`` says what they are for."""
+    names = [name for name, value in given.items() if value]
+    if names:
+        raise OptionError(f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {why}")
+
+
+def refuse_uncertainty_options(*, strict: bool, level: float, calibration: str) -> None:
+    """What says something about an uncertainty that is not asked for."""
+    given = {"--strict": strict, "--level": level != LEVEL, "--calibration": calibration != CALIBRATION}
+    refuse(given, "about the uncertainty; give --uncertainty too")
 
 
 def schedule(text: str | None, option: str, *, least: int = 0) -> tuple[int, ...] | None:

@@ -111,6 +111,13 @@ class Scale:
             out[piece] = self._outputs(evidence[piece], foreground[piece], nets)
         return out[:, 0], np.exp(np.clip(out[:, 1], *SPREADS))
 
+    def root_mean_square(
+        self, evidence: Float[ndarray, "n k"], foreground: Bool[ndarray, " n"]
+    ) -> Float[ndarray, " n"]:
+        """Root of the expected squared error, units: ``exp(m + s^2)``, that of a normal logarithm, e0 left in."""
+        m, s = self(evidence, foreground)
+        return np.exp(m + s**2)
+
     def _outputs(self, evidence: ndarray, foreground: ndarray, nets: list[list[tuple[ndarray, ndarray]]]) -> ndarray:
         z = _inputs(_logarithms(evidence), foreground, np.array(self.mean), np.array(self.deviation))
         total = np.zeros((len(z), 2))

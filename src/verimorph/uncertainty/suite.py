@@ -22,10 +22,16 @@ from scipy import ndimage
 from verimorph.errors import InputError, VerimorphError
 from verimorph.image import Image
 from verimorph.uncertainty.assess import on_evidence, traits
-from verimorph.uncertainty.bound import LEVELS, PAIRS, Calibration, Points, Scale, apart, calibrate, deal
+from verimorph.uncertainty.bound import LEVELS, PAIRS, Calibration, Points, Scale, apart, calibrate, deal, is_pairs
 from verimorph.uncertainty.evidence import gather
 from verimorph.uncertainty.known import KnownPair, foreground, known_pair
-from verimorph.uncertainty.metrics import ause, spearman
+from verimorph.uncertainty.metrics import (
+    ause,
+    expected_normalised_calibration_error,
+    sharpness,
+    spearman,
+    uncertainty_calibration_error,
+)
 
 INSIDE, OUTSIDE = 8000, 3000
 """Voxels kept of a case, in the anatomy and around it."""
@@ -285,8 +291,14 @@ class Check:
         By level: share of foreground voxels whose error is within the bound, mean over cases.
     background
         The same for the rest of the image, at 0.9.
-    sharpness
-        Median bound at 0.9 over median error, foreground.
+    sharpness, pooled
+        Median bound at 0.9 over median error, foreground: mean of the ratios of the cases; and of the voxels of all
+        cases together.
+    ece
+        Mean over the levels of how far the coverage is off, 0 to 1.
+    uce, ence
+        Of the predicted mean squared error, all cases together: in squared units, and relative to its root; not a
+        number for pairs of real scans, whose bound has no spread.
     spearman, ause, ause_spread
         Rank correlation with the error; area between sparsification curve and that of the oracle, of the bound and of
         the spread of the looks alone.
@@ -300,11 +312,16 @@ class Check:
     spearman: float
     ause: float
     ause_spread: float
+    pooled: float
+    ece: float
+    uce: float
+    ence: float
 
 
 def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Calibration]) -> list[Check]:
     """Judge a calibration on cases, or for each case the one that a function gives (cross-validation)."""
     rows: dict[str, list[tuple[list[float], float, float, float, float, float]]] = {}
+    voxels: dict[str, list[Float[ndarray, "3 n"]]] = {}
     for case in cases:
         held = calibration if isinstance(calibration, Calibration) else calibration(case)
         p = case.points
@@ -318,6 +335,8 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
         within = [float((error <= bounds[q])[inside].mean()) for q in LEVELS]
         bound = bounds[0.9]
         outside = float((error <= bound)[~inside].mean()) if (~inside).any() else np.nan
+        size = held.scale.root_mean_square(evidence, inside)
+        voxels.setdefault(p.kind, []).append(np.stack([error, bound, size])[:, inside])
         rows.setdefault(p.kind, []).append(
             (
                 within,
@@ -334,7 +353,20 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
         table = np.array([row[1:] for row in found], dtype=float)
         # Pairs have no voxels around the anatomy.
         rest = [float(np.nanmean(column)) if np.isfinite(column).any() else math.nan for column in table.T]
-        out.append(Check(kind, len(found), {f"{q:g}": float(c) for q, c in zip(LEVELS, coverage, strict=True)}, *rest))
+        errors, bounds, sizes = np.concatenate(voxels[kind], axis=1)
+        known = not is_pairs(kind)
+        out.append(
+            Check(
+                kind,
+                len(found),
+                {f"{q:g}": float(c) for q, c in zip(LEVELS, coverage, strict=True)},
+                *rest,
+                pooled=sharpness(errors, bounds),
+                ece=float(np.abs(coverage - np.array(LEVELS)).mean()),
+                uce=uncertainty_calibration_error(errors**2, sizes**2, binning="mass") if known else math.nan,
+                ence=expected_normalised_calibration_error(errors, sizes) if known else math.nan,
+            )
+        )
     return out
 
 
