@@ -49,6 +49,7 @@ SETS = {
 }
 """Folder, images, how many of them, how many sound pairs are made of these. Heads: T1, T2 and FLAIR of one person."""
 UNLABELLED = ("head",)
+WORDS = ("pass", "review", "fail")
 BROKEN = ("start", "organ", "flipped", "cut", "stiff", "soft", "similarity")
 
 
@@ -257,19 +258,20 @@ def table(path: Path) -> None:
     print(f"all sets, each judged without itself: AUROC {auroc(scores, broken):.3f}")
     at95 = np.quantile(scores[broken], 0.05)
     print(f"false alarms at 95 % detection: {100 * (scores[~broken] >= at95).mean():.1f} %")
-    dealt = np.zeros(len(found))
+    dealt, words = np.zeros(len(found)), np.array(["" for _ in found], dtype=object)
     for fold in range(10):
         own = np.array([hash_of(r) % 10 == fold for r in found])
         learned = learn_verdict([f for f, o in zip(facts, own, strict=True) if not o], broken[~own].tolist())
         for i in np.flatnonzero(own):
-            dealt[i] = judge(facts[i], replace(base, verdict=learned)).probability
+            one_verdict = judge(facts[i], replace(base, verdict=learned))
+            dealt[i], words[i] = one_verdict.probability, one_verdict.verdict
     alarms = 100 * (dealt[~broken] >= np.quantile(dealt[broken], 0.05)).mean()
     print(f"every tenth judged without itself: AUROC {auroc(dealt, broken):.3f}; false alarms {alarms:.1f} %")
+    print("pass / review / fail, judged without their tenth, and without their set:")
     for kind in ("sound", "known", *BROKEN):
         own = np.array([r["kind"] == kind for r in found])
-        if own.any():
-            counts = {v: int((verdicts[own] == v).sum()) for v in ("pass", "review", "fail")}
-            print(f"{kind:12s} {counts}")
+        counts = [" / ".join(str(int((w[own] == v).sum())) for v in WORDS) for w in (words, verdicts)]
+        print(f"{kind:12s} {counts[0]:14s} {counts[1]}")
 
 
 def learn(path: Path, calibration: Path) -> None:

@@ -33,7 +33,7 @@ from verimorph.uncertainty.bound import (
     write_calibration,
 )
 from verimorph.uncertainty.evidence import LOOKS, Evidence, gather
-from verimorph.uncertainty.known import KnownPair, anatomy, foreground
+from verimorph.uncertainty.known import KnownPair, anatomy, foreground, known_pair
 from verimorph.uncertainty.verdict import is_linear, judge, learn_verdict, pair_facts
 
 MAPS = ("forward 1", "backward 1", "mismatch 1.5")
@@ -304,3 +304,17 @@ def test_a_start_the_wrong_way_round_is_found_by_another_start(result: Registrat
         facts.append(pair_facts(one, seen, on_evidence(foreground(one.fixed), seen.grid)))
     assert facts[0]["restart"] < 0.5
     assert facts[1]["restart"] > 2
+
+
+def test_left_and_right_exchanged_are_told_though_the_sides_are_much_alike(head: Image) -> None:
+    """As in a brain: what tells a side from the other is a tenth of the texture, and the shape is symmetric."""
+    texture = head.array
+    alike = head.with_array((texture + texture[::-1]) / 2 + 0.1 * texture)
+    pair = known_pair(alike, seed=4)
+    found = []
+    for moving in (pair.moving, pair.moving.with_array(np.ascontiguousarray(pair.moving.array[::-1]))):
+        one = register(fixed=pair.fixed, moving=moving, levels=(4, 2), iterations=(30, 20))
+        seen = gather(fixed=one.fixed, moving=one.moving, transform=one.transform, looks=LOOKS[:2])
+        found.append(pair_facts(one, seen, on_evidence(foreground(one.fixed), seen.grid))["mirror"])
+    assert found[0] < -0.5
+    assert found[1] > 0.5

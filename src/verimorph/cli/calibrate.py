@@ -172,9 +172,9 @@ def _print(rows: list[Check], title: str) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "coverage in % of voxels of the anatomy at each level, and at 90 % around it; ratio: median bound over median\n"
-        "error at 90 %, mean over cases, and of all voxels together; rank r: Spearman's of bound and error; AUSE of the\n"
-        "bound, and of the spread of the looks alone; ECE: mean miss of the coverage over the levels, in %; ENCE: of the\n"
-        "predicted root mean square error",
+        "coverage in % of voxels of the anatomy at each level, and at 90 % around it; ratio: median bound over\n"
+        "median error at 90 %, mean over cases; all: the same of all voxels together; rank r: Spearman's of bound\n"
+        "and error; AUSE of the bound, and of the spread of the looks alone; ECE: mean miss of the coverage over\n"
+        "the levels, in %; ENCE: of the predicted root mean square error",
         style="dim",
     )

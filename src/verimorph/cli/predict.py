@@ -146,10 +146,10 @@ def predict(
     ] = False,
     level: Annotated[
         float, option("--level", value="Q", text="Share of voxels for which the bound holds.", panel=_SURE)
-    ] = 0.9,
+    ] = LEVEL,
     calibration: Annotated[
         str, option("--calibration", value="NAME|FILE", text="What the bound was learned on.", panel=_SURE)
-    ] = "general",
+    ] = CALIBRATION,
     strict: Annotated[
         bool, flag("--strict", text="Exit with 3 when the verdict is fail (with --uncertainty).", panel=_SURE)
     ] = False,

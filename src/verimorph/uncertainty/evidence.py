@@ -18,7 +18,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
@@ -110,8 +110,7 @@ def gather(
     first, second = pipeline.prepare_pair(
         fixed=fixed, moving=moving, fixed_mask=fixed_mask, moving_mask=moving_mask, recipe=recipe
     )
-    shrink = 1 if first.tensor.numel() < SMALL else 2
-    base = make_level(fixed=first, moving=second, shrink=shrink, spacing_mm=shrink * float(first.grid.spacing.min()))
+    base = base_level(first, second)
     del first, second
     grid = base.fixed.grid
     unit = float(np.prod(fixed.grid.spacing) ** (1 / fixed.grid.ndim))
@@ -136,6 +135,27 @@ def gather(
     variance = (square - total.square().sum(0) / seen) / max(seen - 1, 1)
     maps = _agreement(distances, grid, unit) | _image_maps(base, u, matrix, unit)
     return Evidence(grid, maps, unit, variance.clamp_min(0).sqrt() / unit)
+
+
+def base_level(first: Volume, second: Volume) -> Level:
+    """A prepared pair at the resolution at which it is looked at."""
+    shrink = 1 if first.tensor.numel() < SMALL else 2
+    return make_level(fixed=first, moving=second, shrink=shrink, spacing_mm=shrink * float(first.grid.spacing.min()))
+
+
+def mismatch_after(
+    look: Look, base: Level, matrix: Float[ndarray, "h h"], recipe: pipeline.Recipe, where: Bool[ndarray, "*space"]
+) -> float:
+    """Mean of the mismatch (``1 - r^2`` over 1.5 voxels) that a look from this linear start leaves in a region.
+
+    ``where`` is on the grid of ``base.fixed``; 1 where it is empty.
+    """
+    if not where.any():
+        return 1.0
+    found, to_world = _look(look, base, matrix, recipe, torch.Generator().manual_seed(recipe.seed))
+    moved = field.warp(base.moving.tensor, found, matrix=base.moving.grid.inverse_affine @ to_world)
+    mismatch = _local_correlation(base.fixed.tensor, moved, base.fixed.grid, 1.5)[0]
+    return float(mismatch[torch.from_numpy(where).to(mismatch.device)].mean())
 
 
 def as_field(transform: Transform, fixed: Grid, grid: Grid) -> tuple[ndarray, Tensor]:
