@@ -46,7 +46,7 @@ def test_result_is_explained_in_plain_words(verimorph, folder, name):
     text = words(outcome.out)
     for said in (
         "fail: probably broken; do not use it as it is (the images hardly overlap)",
-        "estimated chance that the registration is broken: 98 %",
+        "likeness to registrations broken on purpose: 98 %",
         "80 % level; median 1.23 mm, 95th percentile 4.56 mm",
         "At 80 of 100 voxels the true error is at most the bound there, for images like those of the calibration set.",
         "heads, lungs and abdomens",

@@ -36,7 +36,7 @@ def test_verdict_stands_near_the_top_with_its_reason(page):
     text = plain(page)
     assert "Uncalibrated" not in text
     assert text.index("low similarity after alignment") < text.index("Measured")
-    assert "Look at it before you use it. Estimated chance that this registration is broken: 31 %." in text
+    assert "Look at it before you use it. Likeness to registrations broken on purpose: 31 %." in text
     assert re.search(r'class="status verdict review"', page)
 
 
@@ -115,7 +115,7 @@ def test_without_labels_there_is_no_table_of_volumes(known, unsure):
 def test_verdict_without_a_probability_claims_none(known, unsure):
     text = plain(render(unsure(known(2), probability=None)))
     assert "Look at it before you use it. How far off" in text
-    assert "Estimated chance" not in text
+    assert "Likeness to" not in text
 
 
 def test_reasons_cannot_inject_markup(known, unsure):

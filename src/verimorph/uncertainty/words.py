@@ -51,7 +51,7 @@ def in_words(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     if verdict:
         lines.append(("Verdict", verdict_line(verdict["verdict"], verdict.get("reasons", ""))))
         if (probability := verdict.get("probability")) is not None:
-            lines.append(("", f"estimated chance that the registration is broken: {percent(probability)}"))
+            lines.append(("", f"likeness to registrations broken on purpose: {percent(probability)}"))
     if bound:
         level = bound.get("level")
         parts = ["level not known (no metrics.json beside the map)" if level is None else f"{100 * level:g} % level"]
