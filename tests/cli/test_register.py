@@ -94,7 +94,7 @@ def test_linear_transforms_undo_a_shift(align, pair, tmp_path, transform):
     assert np.allclose(moved - middle, [3.0, 0, 0], atol=0.3)  # the head lies two voxels of 1.5 mm further
 
 
-@pytest.mark.parametrize("words", [("--strict",), ("--level", 0.8), ("--calibration", "mine.json")])
+@pytest.mark.parametrize("words", [("--strict",), ("--level", 0.9), ("--calibration", "general")])
 @pytest.mark.parametrize("command", [("register",), ("predict", "voxelmorph")])
 def test_options_of_an_uncertainty_that_is_not_asked_for_are_refused(command, words, pair, tmp_path, verimorph):
     outcome = verimorph(*command, "-f", pair[0], "-m", pair[1], "-o", tmp_path / "out", *words)

@@ -34,7 +34,7 @@ from verimorph.uncertainty.bound import (
 )
 from verimorph.uncertainty.evidence import LOOKS, Evidence, gather
 from verimorph.uncertainty.known import KnownPair, anatomy, foreground, known_pair
-from verimorph.uncertainty.verdict import is_linear, judge, learn_verdict, pair_facts
+from verimorph.uncertainty.verdict import WORDS, _has_sides, is_linear, judge, learn_verdict, pair_facts
 
 MAPS = ("forward 1", "backward 1", "mismatch 1.5")
 
@@ -283,6 +283,31 @@ def test_verdicts_follow_their_facts(calibration: Calibration) -> None:
     assert good.probability < 0.1 < 0.9 < bad.probability
     assert "outlines" in bad.reasons or "second registration" in bad.reasons
     assert judge({"forward": 0.0}, replace(calibration, verdict=None)).verdict == "review"
+
+
+def test_a_fact_that_could_not_be_measured_says_nothing(calibration: Calibration) -> None:
+    assert calibration.verdict is not None
+    mean = dict(zip(calibration.verdict["names"], calibration.verdict["mean"], strict=True))
+    without = judge({"forward": 2.0}, calibration)
+    assert without == judge({"forward": 2.0, "overlap": mean["overlap"]}, calibration)
+    assert without.probability < judge({"forward": 2.0, "overlap": 0.5}, calibration).probability
+
+
+def test_left_and_right_are_told_where_there_are_two_sides(head: Image) -> None:
+    assert _has_sides(head)
+    sagittal = Grid((1, 44, 36), head.grid.affine)
+    assert not _has_sides(Image.from_array(head.array[:1], sagittal))
+    assert _has_sides(Image.from_array(head.array[:, :1], Grid((40, 1, 36), head.grid.affine)))
+    turned = Grid((44, 40, 36), head.grid.affine[:, [1, 0, 2, 3]])
+    assert not _has_sides(Image.from_array(head.array.swapaxes(0, 1)[:, :1], Grid((44, 1, 36), turned.affine)))
+    assert not _has_sides(Image.from_array(head.array[:, :, 18], Grid((40, 44), np.diag([2.0, 2.0, 1.0]))))
+
+
+def test_reasons_say_which_way_left_and_right_fit() -> None:
+    held = read_calibration("general")
+    facts = dict.fromkeys(WORDS, -9.0)
+    assert "fit better when exchanged" in judge(facts | {"mirror": 4.0}, held).reasons
+    assert "fit nearly as well when exchanged" in judge(facts | {"mirror": -0.01, "scale": 9.0}, held).reasons
 
 
 def test_a_registration_without_it_says_so(result: Registration, head: Image) -> None:

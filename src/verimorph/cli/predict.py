@@ -145,11 +145,15 @@ def predict(
         ),
     ] = False,
     level: Annotated[
-        float, option("--level", value="Q", text="Share of voxels for which the bound holds.", panel=_SURE)
-    ] = LEVEL,
+        float | None,
+        option("--level", value="Q", text="Share of voxels for which the bound holds; default: 0.9.", panel=_SURE),
+    ] = None,
     calibration: Annotated[
-        str, option("--calibration", value="NAME|FILE", text="What the bound was learned on.", panel=_SURE)
-    ] = CALIBRATION,
+        str | None,
+        option(
+            "--calibration", value="NAME|FILE", text="What the bound was learned on; default: general.", panel=_SURE
+        ),
+    ] = None,
     strict: Annotated[
         bool, flag("--strict", text="Exit with 3 when the verdict is fail (with --uncertainty).", panel=_SURE)
     ] = False,
@@ -213,6 +217,8 @@ def predict(
         raise OptionError("--split chooses among the pairs of --pairs or --dataset; neither is given")
     if not uncertainty:
         refuse_uncertainty_options(strict=strict, level=level, calibration=calibration)
+    level = LEVEL if level is None else level
+    calibration = CALIBRATION if calibration is None else calibration
     held = None
     if uncertainty:
         from verimorph.uncertainty.bound import read_calibration

@@ -173,12 +173,15 @@ def register(
         flag("--uncertainty", text="Also a bound of the error in mm, label uncertainty and a verdict.", panel=_SURE),
     ] = False,
     level: Annotated[
-        float, option("--level", value="Q", text="Share of voxels for which the bound holds.", panel=_SURE)
-    ] = LEVEL,
+        float | None,
+        option("--level", value="Q", text="Share of voxels for which the bound holds; default: 0.9.", panel=_SURE),
+    ] = None,
     calibration: Annotated[
-        str,
-        option("--calibration", value="NAME|FILE", text="What the bound was learned on; see 'calibrate'.", panel=_SURE),
-    ] = CALIBRATION,
+        str | None,
+        option(
+            "--calibration", value="NAME|FILE", text="What the bound was learned on; default: general.", panel=_SURE
+        ),
+    ] = None,
     strict: Annotated[
         bool, flag("--strict", text="Exit with 3 when the verdict is fail (with --uncertainty).", panel=_SURE)
     ] = False,
@@ -219,8 +222,8 @@ def register(
         "threads": used_threads,
         "seed": seed,
         "uncertainty": uncertainty,
-        "level": level,
-        "calibration": calibration,
+        "level": LEVEL if level is None else level,
+        "calibration": CALIBRATION if calibration is None else calibration,
     }
     if not uncertainty:
         refuse_uncertainty_options(strict=strict, level=level, calibration=calibration)

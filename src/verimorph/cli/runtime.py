@@ -121,9 +121,9 @@ def refuse(given: Mapping[str, object], why: str) -> None:
         raise OptionError(f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {why}")
 
 
-def refuse_uncertainty_options(*, strict: bool, level: float, calibration: str) -> None:
+def refuse_uncertainty_options(*, strict: bool, level: float | None, calibration: str | None) -> None:
     """What says something about an uncertainty that is not asked for."""
-    given = {"--strict": strict, "--level": level != LEVEL, "--calibration": calibration != CALIBRATION}
+    given = {"--strict": strict, "--level": level is not None, "--calibration": calibration is not None}
     refuse(given, "about the uncertainty; give --uncertainty too")
 
 

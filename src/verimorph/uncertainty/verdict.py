@@ -31,6 +31,7 @@ from verimorph.transform import Affine, Transform, parts_of
 from verimorph.uncertainty.evidence import Evidence, Look, as_field, base_level, mismatch_after
 
 if TYPE_CHECKING:
+    from verimorph.image import Image
     from verimorph.registration import Registration
     from verimorph.uncertainty.bound import Calibration
 
@@ -51,6 +52,7 @@ WORDS = {
     "linear": "the linear part can still be improved",
 }
 """What each fact means when it speaks against a registration."""
+NEARLY = "left and right fit nearly as well when exchanged"
 
 SMALL_GAIN = 0.003
 """Difference of the local correlation, mean over the image, above which it is taken by its logarithm: a brain differs
@@ -75,6 +77,8 @@ class Verdict:
 
 def pair_facts(registration: Registration, evidence: Evidence, near: Bool[ndarray, "*space"]) -> dict[str, float]:
     """Facts about a pair, free of units: quantiles of the evidence over the anatomy, and a few of the whole.
+
+    ``mirror`` is missing where left and right cannot be told: in 2-D, and in one sagittal slice.
 
     ``near`` is the anatomy of the fixed image on the evidence grid. Lengths are logarithms of mean voxels.
     """
@@ -134,13 +138,13 @@ def _second_opinions(
     anatomies: tuple[Bool[ndarray, "..."], Bool[ndarray, "..."]],
     near: Bool[ndarray, "*space"],
 ) -> dict[str, float]:
-    """How much better other fits are, all affine on a copy of some ten thousand voxels.
+    """How much better other fits are, affine (of a rigid result: rigid) on a copy of some ten thousand voxels.
 
     ``restart``: by how much the loss falls from the best of starts that know nothing of the registration: middle on
     middle, and half a turn of that about each axis. ``linear``: from the linear part itself. ``mirror``: from the
     linear part mirrored in the world plane through the middle of the moving anatomy; and 0.3 times how much less
-    mismatch a quick deformable registration leaves from there: of a brain and its mirror image neither tells by
-    itself.
+    mismatch a quick deformable registration leaves from there, at the resolution of the evidence: of a brain and its
+    mirror image neither tells by itself. Left out where left and right cannot be told.
 
     ``anatomies`` are those of the fixed and of the moving image, ``near`` is the former on the grid of the evidence.
     """
@@ -185,14 +189,19 @@ def _second_opinions(
         straight, reflected = best(matrix), best(mirrored)
         others = [float(best(start)[1]) for start in starts]
         now = float(LinearObjective(level, measure).value_and_slope(matrix)[0])
-    base = base_level(first, second)
-    left = [mismatch_after(_PLAIN, base, found, recipe, near) for found, _ in (straight, reflected)]
-    return {
-        "mirror": straight[1] - reflected[1] + _MISMATCH_SHARE * (left[0] - left[1]),
-        # That all other starts lead nowhere is no merit, however bad they are.
-        "restart": max(straight[1] - min(others), 0.0),
-        "linear": now - straight[1],
-    }
+    # That all other starts lead nowhere is no merit, however bad they are.
+    gains = {"restart": max(straight[1] - min(others), 0.0), "linear": now - straight[1]}
+    if _has_sides(registration.moving) and near.any():
+        base = base_level(first, second)
+        left = [mismatch_after(_PLAIN, base, found, recipe, near) for found, _ in (straight, reflected)]
+        gains["mirror"] = straight[1] - reflected[1] + _MISMATCH_SHARE * (left[0] - left[1])
+    return gains
+
+
+def _has_sides(image: Image) -> bool:
+    """Whether left and right can be told: not in one sagittal slice, and in a 2-D image of a brain by nothing."""
+    directions = np.abs(image.grid.affine[0, :-1] / image.grid.spacing)
+    return image.grid.ndim == 3 and image.grid.shape[int(directions.argmax())] > 1
 
 
 def is_linear(transform: Transform) -> bool:
@@ -205,11 +214,13 @@ def judge(facts: Mapping[str, float], calibration: Calibration) -> Verdict:
     learned = calibration.verdict
     if learned is None:
         return Verdict("review", 0.5, f"calibration '{calibration.name}' holds no verdict")
+    # A fact that could not be measured says nothing.
     pushes = {
         name: w * float(np.clip((facts[name] - m) / s, *CUT))
         for name, w, m, s in zip(
             learned["names"], learned["weights"], learned["mean"], learned["deviation"], strict=True
         )
+        if name in facts
     }
     probability = 1 / (1 + math.exp(-(learned["intercept"] + sum(pushes.values()))))
     if not math.isfinite(probability):
@@ -222,7 +233,8 @@ def judge(facts: Mapping[str, float], calibration: Calibration) -> Verdict:
         reasons = "independent registrations agree and the anatomies coincide"
     elif against:
         away = f"{math.exp(facts['forward']) - 0.02:.1f} voxels"
-        reasons = "; ".join(WORDS[name].format(away=away) for name in against)
+        words = WORDS | ({"mirror": NEARLY} if facts.get("mirror", 0.0) <= 0 else {})
+        reasons = "; ".join(words[name].format(away=away) for name in against)
     else:
         reasons = "no single fact stands out"
     return Verdict(verdict, float(probability), reasons)
