@@ -250,7 +250,8 @@ def learn_verdict(
     """Weights by penalised maximum likelihood; both classes weigh the same.
 
     The threshold for ``review`` is where 95 % of the broken ones are found, at most the 95th percentile of the sound
-    ones; that for ``fail`` is the 99th percentile of the sound ones, at least the one for review.
+    ones; that for ``fail`` is the 99th percentile of the sound ones, at least the one for review and one half: a pair
+    that is more like sound ones is not failed.
     """
     chosen = list(names or facts[0])
     x = np.array([[row[name] for name in chosen] for row in facts])
@@ -277,7 +278,7 @@ def learn_verdict(
         "weights": weights[1:].tolist(),
         "intercept": float(weights[0]),
         "review": review,
-        "fail": float(max(np.quantile(sound, 0.99), review)),
+        "fail": float(max(np.quantile(sound, 0.99), review, 0.5)),
         "sound": int((y == 0).sum()),
         "broken": int(y.sum()),
     }
