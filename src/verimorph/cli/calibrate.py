@@ -139,42 +139,32 @@ def _print(rows: list[Check], title: str) -> None:
 
     table = Table(title=title, box=None, padding=(0, 1, 0, 0), header_style="bold", title_justify="left")
     table.add_column("images", no_wrap=True)
-    for heading in (
-        "cases",
-        "50 %",
-        "80 %",
-        "90 %",
-        "95 %",
-        "around",
-        "ratio",
-        "all",
-        "rank r",
-        "AUSE",
-        "spread",
-        "ECE",
-        "ENCE",
-    ):
+    levels = ("50 %", "80 %", "90 %", "95 %")
+    headings = ("cases", *levels, "around", "ratio", "all", "rank r", "AUSE", "spread", "ECE", "UCE", "ENCE")
+    for heading in headings:
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
             row.kind,
             str(row.cases),
             *(f"{100 * row.coverage[q]:.1f}" for q in ("0.5", "0.8", "0.9", "0.95")),
-            f"{100 * row.background:.1f}",
+            "-" if math.isnan(row.background) else f"{100 * row.background:.1f}",
             f"{row.sharpness:.2f}",
             f"{row.pooled:.2f}",
             f"{row.spearman:.2f}",
             f"{row.ause:.3f}",
             f"{row.ause_spread:.3f}",
             f"{100 * row.ece:.1f}",
+            "-" if math.isnan(row.uce) else f"{row.uce:.2g}",
             "-" if math.isnan(row.ence) else f"{row.ence:.2f}",
         )
-    console = Console(highlight=False)
+    # As wide as it is: a number cut off by a narrow terminal is no number.
+    console = Console(highlight=False, width=max(Console().width, 112))
     console.print(table)
     console.print(
         "coverage in % of voxels of the anatomy at each level, and at 90 % around it; ratio: median bound over\n"
         "median error at 90 %, mean over cases; all: the same of all voxels together; rank r: Spearman's of bound\n"
         "and error; AUSE of the bound, and of the spread of the looks alone; ECE: mean miss of the coverage over\n"
-        "the levels, in %; ENCE: of the predicted root mean square error",
+        "the levels, in %; UCE, ENCE: of the predicted mean square error, in squared voxels, and relative to its root",
         style="dim",
     )

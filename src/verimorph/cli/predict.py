@@ -379,9 +379,9 @@ def _one(
 ) -> Registration:
     from verimorph.cli.summary import print_summary
     from verimorph.io.safe import keep_inputs, writing_folder
-    from verimorph.predict.many import SUBMISSION, write_extras
+    from verimorph.predict.many import write_extras, write_submission
     from verimorph.predict.pair import predict_pair
-    from verimorph.predict.submission import field_names, write_field
+    from verimorph.predict.submission import field_names
 
     names = fixed[0].name, moving[0].name
     if wanted.submission is not None:
@@ -400,16 +400,7 @@ def _one(
         if wanted.calibration is not None:
             result.assess(calibration=wanted.calibration, level=wanted.level)
     with writing_folder(output) as out:
-        if wanted.submission is not None:
-            write_field(
-                result.transform,
-                out / SUBMISSION,
-                fixed=result.fixed.grid,
-                moving=result.moving.grid,
-                names=names,
-                form=wanted.submission,
-                suffix=wanted.suffix,
-            )
+        write_submission(result, out, names, wanted)
         result.save(out, report=wanted.report)
         write_extras(result, seen[0], out, wanted)
         keep_inputs((output / file.relative_to(out) for file in out.rglob("*")), read)

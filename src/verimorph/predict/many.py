@@ -220,16 +220,7 @@ def _predict(
     if wanted.calibration is not None:
         result.assess(calibration=wanted.calibration, level=wanted.level)
     row = measured(job.name, result)
-    if wanted.submission is not None:
-        write_field(
-            result.transform,
-            root / SUBMISSION,
-            fixed=result.fixed.grid,
-            moving=result.moving.grid,
-            names=job.files,
-            form=wanted.submission,
-            suffix=wanted.suffix,
-        )
+    write_submission(result, root, job.files, wanted)
     if wanted.everything:
         result.save(root / job.name, report=wanted.report)
         write_extras(result, seen[0], root / job.name, wanted)
@@ -249,6 +240,20 @@ def _predict(
                 text = json.dumps(without_nan(values), indent=2, allow_nan=False) + "\n"
                 (out / f"{name}.json").write_text(text, encoding="utf-8")
     return row
+
+
+def write_submission(result: Registration, folder: Path, names: tuple[str, str], wanted: Wanted) -> None:
+    """The field of a pair below ``folder`` as a challenge wants it, where it is wanted; ``names``: fixed and moving."""
+    if wanted.submission is not None:
+        write_field(
+            result.transform,
+            folder / SUBMISSION,
+            fixed=result.fixed.grid,
+            moving=result.moving.grid,
+            names=names,
+            form=wanted.submission,
+            suffix=wanted.suffix,
+        )
 
 
 def write_extras(result: Registration, predicted: Prediction, folder: Path, wanted: Wanted) -> None:

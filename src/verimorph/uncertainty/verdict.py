@@ -199,7 +199,8 @@ def _second_opinions(
 
 
 def _has_sides(image: Image) -> bool:
-    """Whether left and right can be told: not in one sagittal slice, and in a 2-D image of a brain by nothing."""
+    """Whether left and right can be told: not in one sagittal slice, nor in 2-D, where a slice of a head may be its own
+    mirror image."""
     directions = np.abs(image.grid.affine[0, :-1] / image.grid.spacing)
     return image.grid.ndim == 3 and image.grid.shape[int(directions.argmax())] > 1
 
