@@ -95,3 +95,40 @@ def test_unknown_names_are_refused_with_the_nearest():
     ):
         with pytest.raises(OptionError, match=r"instance|2 or 3"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "kernel", "stride", "shape"),
+    [(6, 3, 1, (12, 13, 11)), (3, 3, 1, (9, 10, 8)), (6, 2, 2, (12, 14, 10)), (5, 3, 2, (13, 12, 11))],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_convolution_of_one_small_volume_is_that_of_torch(outputs, kernel, stride, shape, layout):
+    torch.manual_seed(0)
+    layer = blocks.convolution(3, 4, outputs, kernel=kernel, stride=stride).to(memory_format=layout)
+    x = torch.randn(1, 4, *shape).contiguous(memory_format=layout).requires_grad_()
+    assert blocks.torch_is_slow(x, layer.weight)
+    found = layer(x)
+    plain = functional.conv3d(x, layer.weight, layer.bias, layer.stride, layer.padding)
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+    probe, inputs = torch.randn_like(plain), (x, layer.weight, layer.bias)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, probe), torch.autograd.grad(plain, inputs, probe), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), plain, rtol=1e-5, atol=1e-5)
+
+
+def test_convolution_is_left_to_torch_where_it_is_fast_or_must_be_seen():
+    weight = torch.zeros(4, 4, 3, 3, 3)
+    volume = torch.zeros(1, 4, 12, 12, 12)
+    assert blocks.torch_is_slow(volume, weight)
+    assert not blocks.torch_is_slow(volume.expand(2, -1, -1, -1, -1), weight)  # several items
+    assert not blocks.torch_is_slow(volume.double(), weight.double())
+    assert not blocks.torch_is_slow(volume, torch.zeros(4, 4, 5, 5, 5))
+    assert not blocks.torch_is_slow(torch.zeros(1, 4, 80, 80, 80), weight)  # 4 * 80 * 80 > 20 480
+    assert not blocks.torch_is_slow(torch.zeros(1, 4, 4, 4, 4), weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not blocks.torch_is_slow(volume, weight)
+    traced = torch.jit.trace(blocks.convolution(3, 4, 4), volume)
+    assert "mkldnn" not in str(traced.inlined_graph)
