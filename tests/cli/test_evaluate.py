@@ -160,6 +160,16 @@ def test_many_pairs_write_tables_json_and_page(verimorph, cohort):
     assert "right" in outcome.out
 
 
+def test_scores_never_take_the_place_of_results_or_inputs(verimorph, cohort):
+    pairs = (cohort / "pairs.csv").read_bytes()
+    words = ("evaluate", "--pairs", cohort / "pairs.csv", cohort / "right", "--fast", "-o")
+    before = {path: path.read_bytes() for path in (cohort / "right").rglob("*") if path.is_file()}
+    verimorph(*words, cohort / "right" / "..").assert_user_error("pairs.csv: is an input")
+    verimorph(*words, cohort / "left" / ".." / "right").assert_user_error("is a folder of results that is scored")
+    assert (cohort / "pairs.csv").read_bytes() == pairs
+    assert {path: path.read_bytes() for path in (cohort / "right").rglob("*") if path.is_file()} == before
+
+
 def test_challenge_mode_has_its_own_measures(verimorph, cohort):
     outcome = verimorph(
         "evaluate", "--pairs", cohort / "pairs.csv", cohort / "right", "--mode", "challenge", "--json", "-"

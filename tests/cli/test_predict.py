@@ -227,6 +227,9 @@ def test_results_of_one_pair_never_take_the_place_of_its_images(verimorph, model
     verimorph(*words, work).assert_user_error("moved.nii.gz: is an input")
     assert moving.read_bytes() == before
     assert [file.name for file in work.iterdir()] == ["moved.nii.gz"]
+    moving.write_bytes(b"no image")  # said before anything is read
+    verimorph(*words, work).assert_user_error("moved.nii.gz: is an input")
+    moving.write_bytes(before)
     assert verimorph(*words, tmp_path / "out").code == 0
 
 

@@ -78,6 +78,18 @@ def test_an_empty_mask_is_refused(brain):
         check.check_mask(image(np.zeros(brain.grid.shape, np.uint8), brain.grid), brain, "moving mask")
 
 
+def test_a_mask_with_nothing_to_compare_inside_is_refused(brain):
+    inside = np.zeros(brain.grid.shape, np.uint8)
+    middle = tuple(n // 2 for n in inside.shape)
+    inside[middle] = 1
+    with pytest.raises(InputError, match=r"fixed mask a\.nii: holds one voxel, too few"):
+        check.check_mask(image(inside, brain.grid), brain, "fixed mask")
+    inside[tuple(slice(n, n + 4) for n in middle)] = 1
+    check.check_mask(image(inside, brain.grid), brain, "fixed mask")
+    with pytest.raises(InputError, match=r"fixed mask a\.nii: .* has one value \(3\) all over it"):
+        check.check_mask(image(inside, brain.grid), image(np.full(brain.grid.shape, 3.0), brain.grid), "fixed mask")
+
+
 def test_labels_are_whole_numbers_and_there_are_some(brain):
     with pytest.raises(InputError, match="holds whole numbers, it has"):
         check.check_labels(brain, brain, "fixed labels")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,8 @@ import typer
 
 from verimorph.cli.evaluate_inputs import from_result_folder, label_list, name_methods, read_chain, read_names
 from verimorph.cli.options import application, examples, flag, option
-from verimorph.cli.runtime import available_threads, choose, error_console, set_threads
+from verimorph.cli.progress import CountBar
+from verimorph.cli.runtime import available_threads, choose, set_threads
 from verimorph.errors import InputError, OptionError
 
 if TYPE_CHECKING:
@@ -347,8 +348,8 @@ def _evaluate_many(
 
     from verimorph.evaluate.cases import read_task
     from verimorph.evaluate.many import evaluate_cohort
-    from verimorph.evaluate.output import as_document, write_cohort
-    from verimorph.io.safe import require_writable
+    from verimorph.evaluate.output import COHORT_FILES, as_document, write_cohort
+    from verimorph.io.safe import keep_inputs, require_writable
 
     if not results and not with_identity:
         raise OptionError("nothing to score; give a folder of results, or leave out --no-identity")
@@ -357,9 +358,14 @@ def _evaluate_many(
         task = replace(task, labels=tuple(how["labels"]))
     methods = name_methods(results)
     if output is not None:
+        # A folder of predictions has tables of the same names, with what predict measured.
+        if output.resolve() in {Path(folder).resolve() for folder in methods.values()}:
+            raise OptionError(f"-o {output}: is a folder of results that is scored; give a folder for the scores")
+        keep_inputs((output / name for name in COHORT_FILES), [pairs, *([] if label_names is None else [label_names])])
         require_writable(output)
     total = len(task.cases) * (len(methods) + with_identity)
-    with _Counter(total) as counter:
+    begun = itertools.count()
+    with CountBar() as bar:
         cohort = evaluate_cohort(
             task,
             methods,
@@ -370,7 +376,7 @@ def _evaluate_many(
             non_diffeomorphic=how["non_diffeomorphic"],
             tolerance_mm=tolerance,
             threads=how["threads"],
-            progress=counter,
+            progress=lambda method, case: bar(f"{case}, {method}", next(begun), total),
         )
     if output is not None:
         write_cohort(cohort, output)
@@ -380,29 +386,6 @@ def _evaluate_many(
         print_cohort(cohort, output)
     _write_json(as_document(cohort), json_file)
     _require_some(cohort)
-
-
-class _Counter:
-    """A progress line on standard error while pairs are scored; silent where that is not a terminal."""
-
-    def __init__(self, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=error_console(), transient=True, disable=not sys.stderr.isatty())
-        self._line = self._bar.add_task("scoring", total=total)
-        self._begun = False
-
-    def __enter__(self) -> _Counter:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, method: str, case: str) -> None:
-        self._bar.update(self._line, advance=int(self._begun), description=f"{case}, {method}")
-        self._begun = True
 
 
 def _require_some(cohort: Cohort) -> None:

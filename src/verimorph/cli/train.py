@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from verimorph.cli.options import application, examples, flag, option
+from verimorph.cli.progress import TrainingBar
 from verimorph.cli.runtime import error_console, set_threads
 from verimorph.errors import OptionError, nearest
 
 if TYPE_CHECKING:
-    from verimorph.train.options import Progress
     from verimorph.train.recipe import Recipe
     from verimorph.train.run import Setup
 
@@ -121,7 +121,7 @@ def train(
     if output is None:
         raise OptionError("say where the run goes: -o FOLDER")
     words = [word for word in sys.argv[1:] if word != "--resume"]
-    with _Bar() as bar:
+    with TrainingBar() as bar:
         result = run_recipe(
             wanted,
             output,
@@ -245,42 +245,3 @@ def _conclude(result: Any, output: Path) -> None:
         f"{result.steps} steps{early}, {result.seconds:.0f} s, {result.steps_per_second:.2f} steps/s{best}\n"
         f"model: {output / 'model'}"
     )
-
-
-class _Bar:
-    """A progress bar on a terminal; elsewhere silent."""
-
-    def __init__(self) -> None:
-        self._progress: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> _Bar:
-        console = error_console()
-        if console.is_terminal:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._progress = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TextColumn("{task.fields[detail]}"),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-                expand=True,
-            )
-            self._task = self._progress.add_task("reading", total=1.0, detail="")
-            self._progress.start()
-        return self
-
-    def __call__(self, now: Progress) -> None:
-        """Show where the run is."""
-        if self._progress is not None:
-            best = "" if now.best is None else f", best {now.best:.4g}"
-            detail = f"loss {now.loss:.4g}{best}, {now.steps_per_second:.2f} steps/s"
-            self._progress.update(self._task, completed=now.step, total=now.steps, description=now.phase, detail=detail)
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()

@@ -89,6 +89,13 @@ def as_document(cohort: Cohort, *, per_label: bool = True) -> dict[str, Any]:
     )
 
 
+COHORT_FILES = (
+    *("pairs.csv", "labels.csv", "summary.csv", "comparison.csv", "robustness.csv", "problems.csv"),
+    *("results.json", "report.html"),
+)
+"""What scores of many pairs may write into their folder."""
+
+
 def write_cohort(cohort: Cohort, folder: str | Path) -> Path:
     """Write ``pairs``, ``labels``, ``summary``, ``comparison``, ``robustness`` as CSV, ``results.json`` and the page.
 

@@ -14,6 +14,9 @@ from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.io.points import Points
 
+LEAST_MASK = 64
+"""A mask of fewer voxels, a cube of four, holds less than any neighbourhood that images are compared over."""
+
 
 def check_pair(fixed: Image, moving: Image) -> None:
     """Refuse a pair that cannot be registered: 2-D against 3-D, voxels that are not finite, a constant image.
@@ -91,11 +94,27 @@ def check_same_grid(image: Image, other: Image, role: str, *, image_role: str = 
 
 
 def check_mask(mask: Image, image: Image, role: str) -> None:
-    """Refuse a mask on another grid than its image, with voxels that are not finite, or with nothing inside (> 0)."""
+    """Refuse a mask on another grid than its image, with voxels that are not finite, or with nothing to compare inside.
+
+    Inside is above 0; fewer than ``LEAST_MASK`` voxels, or voxels all of one value, are nothing.
+    """
     check_same_grid(image, mask, role)
     check_finite(mask, role)
-    if not (mask.array > 0).any():
+    inside = mask.array > 0
+    count = int(inside.sum())
+    if count == 0:
         raise InputError(f"{role} {mask.name}: is empty (no voxel above 0); give another mask or none")
+    if count < LEAST_MASK:
+        held = "one voxel" if count == 1 else f"{count} voxels"
+        raise InputError(
+            f"{role} {mask.name}: holds {held}, too few to compare images by ({LEAST_MASK} are the least); "
+            "give another mask or none"
+        )
+    values = image.array[inside]
+    if values.min() == values.max():
+        raise InputError(
+            f"{role} {mask.name}: {image.name} has one value ({values.flat[0]:g}) all over it; give another mask or none"
+        )
 
 
 def check_labels(labels: Image, image: Image, role: str) -> None:
