@@ -24,6 +24,7 @@ from verimorph.uncertainty.assess import (
     on_evidence,
 )
 from verimorph.uncertainty.bound import (
+    FARTHER,
     LEVELS,
     Calibration,
     Points,
@@ -144,6 +145,24 @@ def test_an_image_finds_its_kind_or_none() -> None:
     # All kinds together carry the correction for few cases, a kind of its own with few does not.
     assert held.reach("small") == 0.95
     assert held.reach() == 0.9
+
+
+def test_two_scans_are_told_from_a_scan_and_its_copy() -> None:
+    random = np.random.default_rng(1)
+    own, strange = (16.0, 0.0, 0.0, 0.3, -3.5, -1.5), (9.0, 2.0, 3.0, 0.1, 0.0, 0.0)
+    cases = [replace(synthetic(random, "brain"), traits=(*own, -1.0 - k, 0.0)) for k in range(5)]
+    scale = fit_scale(cases, networks=1, steps=50)
+    assert calibrate(cases, name="no pairs", calibrated_for="", scale=scale).kind_of((*own, 2.0, 1.0)) == "brain"
+    cases += [replace(synthetic(random, "brain-pairs"), traits=(*own, 1.0, 1.0)) for _ in range(4)]
+    cases += [replace(synthetic(random, "lung-pairs"), traits=(*own, 1.0, 1.0)) for _ in range(4)]
+    held = calibrate(cases, name="pairs", calibrated_for="", scale=scale)
+    for traits, grids, kind in ((own, 0.0, "brain"), (own, 1.0, "brain-pairs"), (strange, 1.0, "pairs")):
+        assert held.kind_of((*traits, -1.0, grids)) == kind
+    # One grid: of all known deformations the way back ends nowhere farther off than a logarithm of -1.
+    assert held.kind_of((*own, -1.0 + 0.9 * FARTHER, 0.0)) == "brain"
+    assert held.kind_of((*own, -1.0 + 1.1 * FARTHER, 0.0)) == "brain-pairs"
+    assert held.kind_of((*strange, -1.0 + 0.9 * FARTHER, 0.0)) == "any"
+    assert held.kind_of((*strange, -1.0 + 1.1 * FARTHER, 0.0)) == "pairs"
 
 
 def test_what_comes_of_it(sure: Uncertainty, result: Registration) -> None:
@@ -274,6 +293,11 @@ def test_calibrations_are_read_as_written_or_refused(calibration: Calibration, t
     (tmp_path / "other.json").write_text('{"a": 1}')
     with pytest.raises(InputError, match="is no calibration"):
         read_calibration(tmp_path / "other.json")
+    old = json.loads(file.read_text())
+    del old["format"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    with pytest.raises(InputError, match="of an earlier version"):
+        read_calibration(tmp_path / "old.json")
 
 
 def test_verdicts_follow_their_facts(calibration: Calibration) -> None:

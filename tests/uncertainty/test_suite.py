@@ -12,7 +12,10 @@ from verimorph.cli import run
 from verimorph.errors import InputError, OptionError
 from verimorph.image import Image
 from verimorph.io import write_image
+from verimorph.uncertainty import bound
 from verimorph.uncertainty.bound import (
+    FOLDS,
+    Fits,
     Points,
     apart,
     calibrate,
@@ -51,6 +54,10 @@ def test_a_case_is_read_as_it_was_kept(tmp_path: Path) -> None:
     assert again.points.names == NAMES
     assert again.points.traits == one.points.traits
     assert np.allclose(again.points.error, one.points.error, rtol=1e-6)
+    with np.load(tmp_path / "toy-image1-0.npz") as held:
+        np.savez(tmp_path / "old.npz", **{key: held[key] for key in held if key != "format"})
+    with pytest.raises(InputError, match=r"earlier version.*measured anew"):
+        read_case(tmp_path / "old.npz")
     (tmp_path / "bad.npz").write_bytes(b"no")
     with pytest.raises(InputError, match="measured anew"):
         read_case(tmp_path / "bad.npz")
@@ -197,3 +204,30 @@ def test_pairs_reach_no_further_than_the_known_deformations_they_lean_on() -> No
     with pytest.raises(OptionError, match="reaches"):
         held.check(0.9, "pairs")
     check([case(30, kind="toy-pairs")], held)
+
+
+def test_nested_folds_are_fitted_once_and_see_none_of_their_images(monkeypatch) -> None:
+    cases = [case(k) for k in range(12)]
+    cases = [replace(c, points=replace(c.points, images=(f"image {k}",))) for k, c in enumerate(cases)]
+    points = [c.points for c in cases]
+    seen: list[frozenset[str]] = []
+
+    def fit(some, **_):
+        seen.append(frozenset(p.images[0] for p in some))
+        return fit_scale(some, networks=1, steps=1)
+
+    monkeypatch.setattr(bound, "fit_scale", fit)
+    told: list[tuple[str, int, int]] = []
+    fits = Fits(count=56, tell=lambda *words: told.append(words))
+    calibrate(points, name="toy", calibrated_for="", fit=fits)
+    cross_validated(cases, fit=fits)
+    # Ten folds of twelve images: without each, of all, without every two; none twice.
+    dealt = deal(points, FOLDS)
+    without = {
+        frozenset(p.images[0] for p, fold in zip(points, dealt, strict=True) if fold not in (a, b))
+        for a in range(FOLDS)
+        for b in range(FOLDS)
+    }
+    assert len(seen) == len(set(seen)) == 10 + 1 + 45
+    assert set(seen) == without | {frozenset(p.images[0] for p in points)}
+    assert (told[0], told[-1]) == (("learning", 0, 56), ("learning", 55, 56))

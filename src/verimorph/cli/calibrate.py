@@ -79,8 +79,8 @@ def calibrate(
     """
     from dataclasses import replace
 
+    from verimorph.uncertainty.bound import FOLDS, Fits, deal, read_calibration, write_calibration
     from verimorph.uncertainty.bound import calibrate as learn
-    from verimorph.uncertainty.bound import deal, read_calibration, write_calibration
     from verimorph.uncertainty.suite import check as judge
     from verimorph.uncertainty.suite import collect, collect_pairs, cross_validated, images_of, read_case
 
@@ -113,19 +113,27 @@ def calibrate(
         _print(judge(found, held), f"calibration '{held.name}' on images it may not have seen")
         return
     assert output is not None
-    learned = learn(
-        [case.points for case in found],
-        name=name or output.stem,
-        calibrated_for=described or "images like those it was learned on",
-        scale=None if foundation is None else foundation.scale,
-    )
-    if foundation is not None:
-        learned = replace(learned, verdict=foundation.verdict)
-    write_calibration(learned, output)
-    kinds = {case.points.kind for case in found}
+    points = [case.points for case in found]
+    kinds = {p.kind for p in points}
     by = "kind" if by_kind and len(kinds) > 1 else "image"
-    if len(set(deal([case.points for case in found], len(found)))) > 1 and len(found) > 2:
-        rows = cross_validated(found, by=by, scale=None if foundation is None else foundation.scale)
+    judged = len(set(deal(points, len(found)))) > 1 and len(found) > 2
+    folds = len(set(deal(points, FOLDS)))
+    with CountBar() as tell:
+        # One fit without each fold, one of all, one without every two folds.
+        fit = Fits(count=folds + 1 + judged * folds * (folds - 1) // 2, tell=tell)
+        scale = None if foundation is None else foundation.scale
+        learned = learn(
+            points,
+            name=name or output.stem,
+            calibrated_for=described or "images like those it was learned on",
+            scale=scale,
+            fit=fit,
+        )
+        if foundation is not None:
+            learned = replace(learned, verdict=foundation.verdict)
+        write_calibration(learned, output)
+        rows = cross_validated(found, by=by, scale=scale, fit=fit) if judged else []
+    if rows:
         _print(rows, f"every {by} judged without itself")
     reached = learned.reach()
     if reached < 0.9:

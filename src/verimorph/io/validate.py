@@ -113,7 +113,8 @@ def check_mask(mask: Image, image: Image, role: str) -> None:
     values = image.array[inside]
     if values.min() == values.max():
         raise InputError(
-            f"{role} {mask.name}: {image.name} has one value ({values.flat[0]:g}) all over it; give another mask or none"
+            f"{role} {mask.name}: {image.name} has one value ({values.flat[0]:g}) all over it; "
+            "give another mask or none"
         )
 
 

@@ -240,7 +240,7 @@ def on_evidence(inside: Bool[ndarray, "*space"], grid: Grid) -> Bool[ndarray, "*
 def traits(fixed: Image, moving: Image, evidence: Evidence, near: Bool[ndarray, "*space"]) -> tuple[float, ...]:
     """What a calibration tells kinds of images apart by."""
     where = torch.from_numpy(near if near.any() else ~near)
-    wanted = ("texture", "contrast 4", "mismatch 4")
+    wanted = ("texture", "contrast 4", "backward 1")
     medians = {name: float(evidence.maps[name].cpu()[where].median()) for name in wanted}
     return traits_of(
         voxels=fixed.grid.size,

@@ -27,7 +27,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -52,6 +52,8 @@ LEAST = 1e-3
 SPREADS = (-2.0, 1.0)
 """Between which the logarithm of the spread is kept."""
 UNITS, BATCH, STEP_LENGTH, PIECE = 48, 1024, 5e-3, 200_000
+FORMAT = 2
+"""Of kept cases and calibrations. Before 2 the traits of a pair had its mismatch where the way back is now."""
 ANY = "any"
 """Stands for images that resemble none of the kinds of a calibration."""
 CALIBRATIONS = Path(__file__).with_name("calibrations")
@@ -204,9 +206,33 @@ def fit_scale(
     return Scale(chosen, tuple(mean.tolist()), tuple(deviation.tolist()), found)
 
 
+class Fits:
+    """`fit_scale`, done once for the same cases: nested cross-validation asks for nearly each twice.
+
+    ``tell`` is called with a name, the number of fits done and ``count``, those expected in all.
+    """
+
+    def __init__(self, *, count: int = 0, tell: Callable[[str, int, int], None] | None = None) -> None:
+        self._held: dict[tuple[int, ...], tuple[list[Points], Scale]] = {}
+        self._count, self._tell = count, tell
+
+    def __call__(self, points: Sequence[Points]) -> Scale:
+        """The scale of these cases."""
+        key = tuple(id(p) for p in points)
+        if key not in self._held:
+            if self._tell is not None:
+                self._tell("learning", len(self._held), max(self._count, len(self._held) + 1))
+            self._held[key] = list(points), fit_scale(points)  # held, so that no other case takes over an identity
+        return self._held[key][1]
+
+
 def _digits(rows: list[list[float]]) -> list[list[float]]:
     """Five digits are enough, and make the file a third as long."""
     return [[float(f"{value:.5g}") for value in row] for row in rows]
+
+
+FOLDS = 10
+"""Sets of images for cross-fitting and cross-validation."""
 
 
 def deal(points: Sequence[Points], folds: int) -> list[int]:
@@ -251,8 +277,8 @@ TRAITS = {
     "log contrast": 0.4,
 }
 """What kinds of images are told apart by, and by how much of each images of one kind may differ. After them stand the
-logarithm of the coarse mismatch, and 1 if the two images lie on different grids: two scans differ by more than one scan
-and its deformed copy, and so do errors."""
+logarithm of how far off the way back ends, and 1 if the two images lie on different grids: two scans differ by more
+than one scan and its deformed copy, and so do errors."""
 PAIRS = "pairs"
 """Ends the name of a kind whose cases are pairs of real scans, their errors taken from the surfaces of labels; by
 itself: all of these together."""
@@ -263,8 +289,11 @@ def is_pairs(kind: str) -> bool:
     return kind == PAIRS or kind.endswith(f"-{PAIRS}")
 
 
-MORE_MISMATCH = 0.35
-"""By how much the logarithm of the mismatch must exceed that of all known deformations of a kind."""
+FARTHER = 0.6
+"""By how much the logarithm of how far off the way back ends must exceed that of all known deformations of a kind.
+
+Of the packaged calibration no known deformation that is held out exceeds the others by more than 0.45, and no brain,
+abdomen or lung of two people by less than 0.8. What still differs after alignment tells them less well apart."""
 
 
 def traits_of(
@@ -276,7 +305,7 @@ def traits_of(
     medians: Mapping[str, float],
     two_grids: bool,
 ) -> tuple[float, ...]:
-    """Traits of a pair, in the order of ``TRAITS``, its mismatch, and whether its images lie on different grids.
+    """Traits of a pair, in the order of ``TRAITS``, how far off the way back ends, and whether there are two grids.
 
     ``medians`` are those of its evidence over the anatomy.
     """
@@ -287,7 +316,7 @@ def traits_of(
         share,
         math.log(medians["texture"] + 1e-3),
         math.log(medians["contrast 4"] + 1e-2),
-        math.log(medians["mismatch 4"] + 1e-2),
+        math.log(medians["backward 1"] + FLOOR),
         float(two_grids),
     )
 
@@ -312,6 +341,8 @@ class Calibration:
         Of every case, by kind: where a new image is told to belong.
     verdict
         Weights of the verdict, see :mod:`verimorph.uncertainty.verdict`; None where it was not learned.
+    format
+        What its parts mean: ``FORMAT``.
     """
 
     name: str
@@ -321,6 +352,7 @@ class Calibration:
     cases: Mapping[str, int] = field(default_factory=dict)
     traits: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     verdict: Mapping[str, Any] | None = None
+    format: int = FORMAT
 
     @cached_property
     def digest(self) -> str:
@@ -330,26 +362,28 @@ class Calibration:
     def kind_of(self, traits: Sequence[float]) -> str:
         """The kind whose nearest case differs least, or ``any`` if none is near (root mean square above 1.5).
 
-        Of a kind, pairs on different grids, or that match worse than all of its known deformations, are two real scans:
-        they have the quantiles of such pairs of the kind, or of all such pairs.
+        Pairs on different grids, or whose way back ends farther off than in all known deformations of the kind (of all
+        kinds, if none is near), are two real scans: they have the quantiles of such pairs of the kind, or of all such
+        pairs.
         """
         tolerance = np.array(list(TRAITS.values()))
         count = len(tolerance)
+        known = {kind: rows for kind, rows in self.traits.items() if len(rows) and not is_pairs(kind)}
         nearest_of = {
             kind: min(
                 float(np.sqrt(np.mean(((np.array(row[:count]) - np.array(traits[:count])) / tolerance) ** 2)))
                 for row in rows
             )
-            for kind, rows in self.traits.items()
-            if len(rows) and not is_pairs(kind)
+            for kind, rows in known.items()
         }
         best = min(nearest_of, key=lambda kind: nearest_of[kind], default=ANY)
         if nearest_of.get(best, math.inf) > 1.5:
-            return ANY
-        worse = traits[count] > max(row[count] for row in self.traits[best]) + MORE_MISMATCH
-        if PAIRS in self.quantiles and (worse or traits[count + 1] > 0):
-            return f"{best}-{PAIRS}" if f"{best}-{PAIRS}" in self.quantiles else PAIRS
-        return best
+            best = ANY
+        like = known[best] if best in known else [row for rows in known.values() for row in rows]
+        farthest = max((row[count] for row in like), default=math.inf)
+        if PAIRS not in self.quantiles or not (traits[count + 1] > 0 or traits[count] > farthest + FARTHER):
+            return best
+        return f"{best}-{PAIRS}" if f"{best}-{PAIRS}" in self.quantiles else PAIRS
 
     def reach(self, kind: str = ANY) -> float:
         """Highest level that a bound can be given for, in both regions."""
@@ -398,15 +432,25 @@ class Calibration:
 
 
 def calibrate(
-    points: Sequence[Points], *, name: str, calibrated_for: str, scale: Scale | None = None, folds: int = 5
+    points: Sequence[Points],
+    *,
+    name: str,
+    calibrated_for: str,
+    scale: Scale | None = None,
+    dealt: Sequence[int] | None = None,
+    fit: Callable[[Sequence[Points]], Scale] = fit_scale,
 ) -> Calibration:
     """Learn the scale and its quantiles from cases with known error.
 
     The scores whose quantiles are taken come from scales that did not see the images of the case (cross-fitting over
-    ``folds`` sets of images); a ``scale`` that is given was learned elsewhere and is used as it is. Quantiles
-    over all kinds carry the correction for the number of cases, which guarantees coverage for exchangeable ones. Those
-    of one kind do not where it has fewer than ``GUARANTEED`` cases: with so few, the correction would ask for the
-    largest score; their coverage is right in expectation up to a term of the order of one over the number of cases.
+    ``FOLDS`` sets of images, or over the folds in ``dealt``); a ``scale`` that is given was learned elsewhere and is
+    used as it is. With few folds those scales have seen much less than the one that is used, and bounds are wider than
+    they need be. ``fit`` is how a scale is learned.
+
+    Quantiles over all kinds carry the correction for the number of cases, which guarantees coverage for exchangeable
+    ones. Those of one kind do not where it has fewer than ``GUARANTEED`` cases: with so few, the correction would ask
+    for the largest score; their coverage is right in expectation up to a term of the order of one over the number of
+    cases.
 
     Barber et al., Predictive inference with the jackknife+, Annals of Statistics 2021, on scores out of folds.
     """
@@ -415,17 +459,17 @@ def calibrate(
         points = [replace(p, kind=p.kind.removesuffix(f"-{PAIRS}").replace(PAIRS, "images")) for p in points]
     held = [scale] * len(points)
     if scale is None:
-        dealt = deal(points, folds)
+        dealt = deal(points, FOLDS) if dealt is None else dealt
         if len(set(dealt)) < 2:
             # All of one image: cases are held out one by one, and what is learned is about this image.
             points = [replace(p, images=()) for p in points]
-            dealt = deal(points, folds)
+            dealt = deal(points, FOLDS)
         if len(points) < 2:
             raise OptionError(f"{len(points)} case is too few to calibrate on; give at least 2, better 20")
         for fold in sorted(set(dealt)):
-            fitted = fit_scale(apart(points, [own == fold for own in dealt]))
+            fitted = fit(apart(points, [own == fold for own in dealt]))
             held = [fitted if own == fold else one for one, own in zip(held, dealt, strict=True)]
-        scale = fit_scale(points)
+        scale = fit(points)
     scores = []
     for p, s in zip(points, held, strict=True):
         assert s is not None
@@ -495,6 +539,8 @@ def read_calibration(name: str | os.PathLike | Calibration = "general") -> Calib
         scale = Scale(**held)
         if any(len(net[-1][1]) != 2 for net in scale.networks):
             raise ValueError("of an earlier version, without a spread")
+        if content.get("format") != FORMAT:
+            raise ValueError("of an earlier version, whose pairs were told from others by their mismatch")
         found = Calibration(scale=scale, **content)
         found.reach()
         return found

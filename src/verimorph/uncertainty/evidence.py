@@ -297,7 +297,7 @@ def _image_maps(base: Level, u: Tensor, matrix: ndarray, unit: float) -> dict[st
     out["texture"] = _texture(fixed, grid)
     out["stretch"] = field.jacobian_determinant(u)[0].clamp_min(1e-3).log().abs()
     out["shear"], out["bend"] = shearing(u, grid), bending(u, grid, unit)
-    for width in (2.0, 5.0):
+    for width in (1.0, 2.0, 3.0, 5.0, 8.0):
         out[f"ripple {width:g}"] = ripple(u, grid, unit, width)
     out["border"] = border(base, u, matrix, unit)
     return out

@@ -22,7 +22,20 @@ from scipy import ndimage
 from verimorph.errors import InputError, VerimorphError
 from verimorph.image import Image
 from verimorph.uncertainty.assess import on_evidence, traits
-from verimorph.uncertainty.bound import LEVELS, PAIRS, Calibration, Points, Scale, apart, calibrate, deal, is_pairs
+from verimorph.uncertainty.bound import (
+    FOLDS,
+    FORMAT,
+    LEVELS,
+    PAIRS,
+    Calibration,
+    Fits,
+    Points,
+    Scale,
+    apart,
+    calibrate,
+    deal,
+    is_pairs,
+)
 from verimorph.uncertainty.evidence import gather
 from verimorph.uncertainty.known import KnownPair, foreground, known_pair
 from verimorph.uncertainty.metrics import (
@@ -256,6 +269,7 @@ def write_case(case: Case, path: Path) -> None:
             images=np.array(p.images, dtype=str),
             spread=case.spread.astype(np.float32),
             unit_mm=np.array(case.unit_mm),
+            format=np.array(FORMAT),
         )
 
 
@@ -263,6 +277,8 @@ def read_case(path: Path) -> Case:
     """Read what :func:`write_case` kept."""
     try:
         with np.load(path, allow_pickle=False) as held:
+            if "format" not in held or int(held["format"]) != FORMAT:
+                raise ValueError("of an earlier version")
             points = Points(
                 tuple(str(name) for name in held["names"]),
                 held["evidence"].astype(np.float64),
@@ -371,24 +387,29 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
 
 
 def cross_validated(
-    cases: Sequence[Case], *, by: str = "image", scale: Scale | None = None, folds: int = 5
+    cases: Sequence[Case], *, by: str = "image", scale: Scale | None = None, fit: Fits | None = None
 ) -> list[Check]:
-    """Every case judged by a calibration that saw none of its images (``by="image"``) or, with ``"kind"``, its kind."""
-    ordered = sorted(cases, key=lambda case: case.name)
-    points = [case.points for case in ordered]
+    """Every case judged by a calibration that saw none of its images (``by="image"``) or, with ``"kind"``, its kind.
+
+    ``fit`` learns the scales; one that has been used for the calibration of the same cases saves a part of the work.
+    """
+    fit = fit or Fits()
+    points = [case.points for case in cases]
     kinds = [p.kind.removesuffix(f"-{PAIRS}") for p in points]
     of_kind = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
-    dealt = [of_kind[kind] for kind in kinds] if by == "kind" else deal(points, folds)
-    fold_of = {case.name: fold for case, fold in zip(ordered, dealt, strict=True)}
+    dealt = [of_kind[kind] for kind in kinds] if by == "kind" else deal(points, FOLDS)
+    fold_of = {id(p): fold for p, fold in zip(points, dealt, strict=True)}
     made: dict[int, Calibration] = {}
 
     def without(case: Case) -> Calibration:
-        fold = fold_of[case.name]
+        fold = fold_of[id(case.points)]
         if fold not in made:
             others = apart(points, [own == fold for own in dealt])
             if len(others) < 2:
                 raise VerimorphError("nothing is left to calibrate on when a case is held out; give more cases")
-            made[fold] = calibrate(others, name="held out", calibrated_for="", scale=scale)
+            # The same folds inside: what is learned without folds a and b serves both.
+            inner = None if by == "kind" else [fold_of[id(p)] for p in others]
+            made[fold] = calibrate(others, name="held out", calibrated_for="", scale=scale, dealt=inner, fit=fit)
         return made[fold]
 
     return check(cases, without)
