@@ -1,6 +1,6 @@
 #!/bin/sh
 # The packaged calibration of the error bound, from nothing: known deformations kind by kind, pairs of real scans, the
-# fit. About an hour on two cores. Cases lie in KEEP, so that it goes on where it was stopped.
+# fit. About an hour and a half on two cores. Cases lie in KEEP, so that it goes on where it was stopped.
 #
 #     VERIMORPH_DATA=... sh bench/calibration.sh [KEEP]
 #
