@@ -570,6 +570,23 @@ def test_bfloat16_trains(tmp_path, phantoms):
     assert values[-1] < 0.8 * values[0]
 
 
+@pytest.mark.parametrize(("asked", "innermost"), [(None, True), (True, True), (False, False)])
+def test_the_cpu_keeps_channels_innermost_unless_told(tmp_path, phantoms, asked, innermost):
+    pair = phantoms.pair(0)
+    model = TinyNet(dropout=0.0)
+    train(
+        model,
+        phases=[phase(2)],
+        train_batches=lambda start: iter(lambda: pair, None),
+        folder=tmp_path,
+        options=quick(channels_last=asked),
+        fabric=make_fabric(accelerator="cpu"),
+    )
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    kinds = {weight.is_contiguous(memory_format=torch.channels_last) for weight in weights}
+    assert kinds == {innermost}
+
+
 def test_devices_that_are_not_there_are_refused():
     with pytest.raises(OptionError, match="did you mean 'bf16-mixed'"):
         make_fabric(accelerator="cpu", precision="bf16-mixd")

@@ -116,6 +116,7 @@ class _Run:
         self.count = 0
         self.average: torch.optim.swa_utils.AveragedModel | None = None
         self.optimisers: list[torch.optim.Optimizer] = []
+        self.innermost = fabric.device.type == "cpu" if options.channels_last is None else options.channels_last
         self.busy = self.started = 0.0
         self.first = 0
 
@@ -126,7 +127,7 @@ class _Run:
         if self.options.minutes is not None and len(self.phases) > 1:
             raise OptionError(f"minutes limits a run of one phase, this one has {len(self.phases)}; give steps")
         self._seed()
-        if self.options.channels_last:
+        if self.innermost:
             channels_innermost(self.model)
         saved = read_checkpoint(self.folder / "checkpoints") if resume else None
         if saved is not None:
@@ -316,7 +317,7 @@ class _Run:
         for name, value in batch.items():
             if isinstance(value, Tensor):
                 value = value.to(self.fabric.device, non_blocking=True)
-                if self.options.channels_last and value.is_floating_point() and name in ("fixed", "moving", "image"):
+                if self.innermost and value.is_floating_point() and name in ("fixed", "moving", "image"):
                     value = innermost(value)
             moved[name] = value
         return moved

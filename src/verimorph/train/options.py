@@ -44,7 +44,8 @@ class Options:
         Time after which a run ends, whatever steps are left; schedules then follow the time where it is further on than
         the steps. How far such a run comes depends on the machine: it is not repeated bit for bit. One phase only.
     channels_last
-        Keep weights and images with the channels innermost, which convolutions on some machines like better.
+        Keep weights and images with the channels innermost; ``None`` does so on the CPU, whose convolutions it makes up
+        to a third faster.
     tensorboard
         Write its event files.
     """
@@ -61,7 +62,7 @@ class Options:
     highest: bool | None = None
     patience: int | None = None
     minutes: float | None = None
-    channels_last: bool = False
+    channels_last: bool | None = None
     tensorboard: bool = True
 
     def __post_init__(self) -> None:

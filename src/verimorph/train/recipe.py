@@ -125,7 +125,7 @@ class Recipe(Strict):
     highest: bool | None = None
     patience: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
-    channels_last: bool = False
+    channels_last: bool | None = None
     tensorboard: bool = True
     start: Literal["none", "centres", "rigid", "affine"] = "none"
     licence: str = "not stated"
