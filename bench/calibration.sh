@@ -4,7 +4,8 @@
 #
 #     VERIMORPH_DATA=... sh bench/calibration.sh [KEEP]
 #
-# Then the verdict: bench/verdict.py. Copy KEEP/general.json to src/verimorph/uncertainty/calibrations first.
+# Then the verdict: bench/verdict.py. Copy KEEP/general.json and KEEP-2d/general-2d.json to
+# src/verimorph/uncertainty/calibrations first.
 set -e
 keep=${1:-runs/calibration}
 data=${VERIMORPH_DATA:-../shared/data}
@@ -33,3 +34,9 @@ VERIMORPH_DATA=$data verimorph calibrate --pairs "$here/calibration-pairs.csv" -
 verimorph calibrate --keep "$keep" -o "$keep/general.json" --name general --for "known deformations of brain T1 \
 (skull-stripped), cardiac cine MR, abdominal MR, lung CT and MR, hippocampus MR, raw head MR and cervical spine MR, \
 and pairs of such scans (not lung CT, head and spine)"
+
+# Slices: a calibration of their own. Its verdict is that of the packaged one for volumes.
+slices=$keep-2d
+verimorph calibrate slice="$data/brain_t1_slices_2d/*_t1.nii.gz" histology="$data/brain_histology_mr_2d/*_mri.png" \
+    section="$data/brain_histology_mr_2d/*_histology_affine.png" -n 24 --keep "$slices" -o "$slices/general-2d.json" \
+    --name general-2d --for "known deformations of slices of brain T1, of brain MR beside histology and of histological sections"

@@ -232,3 +232,15 @@ def test_masks_that_hardly_meet_do_not_drive_the_images_apart(similarity: str) -
     points = grids[0].index_to_world(np.argwhere(organ)[::50])
     truth = points + np.array([0.0, 0.0, 34.0])
     assert np.linalg.norm(found.transform.map_points(points) - truth, axis=1).mean() < 0.5
+
+
+def test_nothing_of_an_earlier_registration_is_left(pair, result, tmp_path):
+    result.save(tmp_path, both=True, report=False)
+    (tmp_path / "notes.txt").write_text("mine")
+    for stale in ("error_mm.nii.gz", "label_uncertainty.nii.gz", "report.html"):
+        (tmp_path / stale).write_bytes(b"of the run before")
+    result.save(tmp_path, report=False)
+    left = {file.name for file in tmp_path.iterdir()}
+    assert "notes.txt" in left
+    assert not left & {*("error_mm.nii.gz", "label_uncertainty.nii.gz", "report.html", "fixed_in_moving_space.nii.gz")}
+    assert {"moved.nii.gz", "transform.h5", "metrics.json"} <= left

@@ -46,6 +46,10 @@ class Work:
         return math.prod(self.shape)
 
 
+LOOKING = 0.56
+"""Time of the looks for an error bound, in that of a registration by the defaults."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What would be done, and what it needs."""
@@ -58,6 +62,10 @@ class Plan:
     """Channels that are compared: 1 for intensities, more for descriptors."""
     symmetric: bool = False
     """Both directions in the deformable stage: three times the work, twice the memory."""
+    looks: int = 0
+    """How often the pair is looked at again for an error bound: 1, or 2 where a reference is looked at as well."""
+    reference: Plan | None = None
+    """Registration by the defaults that the bound of any other is drawn from."""
 
     @property
     def memory_bytes(self) -> int:
@@ -65,7 +73,8 @@ class Plan:
         finest = max((step.voxels for step in self.steps if step.stage == "deformable"), default=0)
         full = FULL_BYTES_PER_VOXEL * self.fixed.size + MOVING_BYTES_PER_VOXEL * self.moving.size
         level = LEVEL_BYTES_PER_VOXEL + CHANNEL_BYTES_PER_VOXEL * (self.channels - 1)
-        return int(BASE_BYTES + full + level * finest * (2 if self.symmetric else 1))
+        own = int(BASE_BYTES + full + level * finest * (2 if self.symmetric else 1))
+        return own if self.reference is None else max(own, self.reference.memory_bytes)
 
     @property
     def seconds(self) -> float:
@@ -77,7 +86,9 @@ class Plan:
             step.voxels * step.iterations * (deformable if step.stage == "deformable" else NANOSECONDS["linear"])
             for step in self.steps
         )
-        return FIXED_SECONDS + 1e-9 * (iterating / max(self.threads, 1) + NANOSECONDS["full"] * self.fixed.size)
+        own = FIXED_SECONDS + 1e-9 * (iterating / max(self.threads, 1) + NANOSECONDS["full"] * self.fixed.size)
+        usual = own if self.reference is None else self.reference.seconds
+        return own + (0 if self.reference is None else usual) + LOOKING * self.looks * usual
 
     @property
     def disk_bytes(self) -> int:

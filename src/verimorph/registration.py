@@ -36,9 +36,11 @@ from verimorph.solve.progress import Event, Step
 from verimorph.solve.pyramid import level_shape
 from verimorph.solve.schedule import linear_levels
 from verimorph.transform import Affine, Composite, DisplacementField, Transform
+from verimorph.uncertainty.reference import by_defaults
 
 if TYPE_CHECKING:
     from verimorph.uncertainty.assess import Uncertainty
+    from verimorph.uncertainty.bound import Calibration
 
 
 RESULT_FILES = (
@@ -240,7 +242,8 @@ class Registration:
         Parameters
         ----------
         folder
-            Made if missing. Files of the same name are replaced.
+            Made if missing. Files of the same name are replaced, and what an earlier registration left of those that
+            this one does not write is removed.
         style
             ``verimorph``, or ``ants``: also ``ants_0GenericAffine.mat``, ``ants_1Warp.nii.gz``,
             ``ants_1InverseWarp.nii.gz``, ``ants_Warped.nii.gz`` as ANTs names and means them.
@@ -260,7 +263,7 @@ class Registration:
         if style not in ("verimorph", "ants"):
             raise OptionError(f"unknown output style '{style}'; known: verimorph, ants")
         require_free_space(folder, 24 * self.fixed.grid.size + (1 << 22))
-        with writing_folder(folder) as out:
+        with writing_folder(folder, stale=RESULT_FILES) as out:
             clock = pipeline.Clock()
             with clock("write"):
                 write_image(self.moved, out / "moved.nii.gz")
@@ -395,13 +398,6 @@ def register(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", VerimorphWarning)
         clock = pipeline.Clock()
-        held = None
-        if uncertainty:
-            # Refused before anything is computed, not after.
-            from verimorph.uncertainty.bound import read_calibration
-
-            held = read_calibration(calibration)
-            held.check(level)
         with clock("read"):
             given = Inputs.read(
                 fixed=fixed,
@@ -432,9 +428,10 @@ def register(
                 device=device,
                 seed=seed,
             )
+            held = _calibration(calibration, level, given) if uncertainty else None
             if threads is not None:
                 set_threads(threads)
-            require_memory(_plan(given, recipe))
+            require_memory(_plan(given, recipe, uncertainty=uncertainty))
         with clock("prepare"):
             first, second = pipeline.prepare_pair(
                 fixed=given.fixed,
@@ -462,12 +459,24 @@ def plan(*, threads: int | None = None, **request: Any) -> Plan:
 
     Nothing is computed but what the headers tell (and the voxel checks of the inputs).
     """
-    for later in ("progress", "uncertainty", "level", "calibration"):
-        request.pop(later, None)
+    request.pop("progress", None)
+    uncertainty = request.pop("uncertainty", False)
+    level, calibration = request.pop("level", 0.9), request.pop("calibration", "general")
     names = set(Inputs.__dataclass_fields__)
     given = Inputs.read(**{name: request.pop(name, None) for name in (*names, "nan_value")})
     recipe, _, _ = _resolve(given, request.pop("initial", "auto"), **request)
-    return _plan(given, recipe, threads)
+    if uncertainty:
+        _calibration(calibration, level, given)
+    return _plan(given, recipe, threads, uncertainty=uncertainty)
+
+
+def _calibration(name: Any, level: float, given: Inputs) -> Calibration:
+    """What the bound will be drawn from: refused, where it must be, before anything is computed."""
+    from verimorph.uncertainty.bound import read_calibration
+
+    held = read_calibration(name, ndim=given.fixed.grid.ndim)
+    held.check(level)
+    return held
 
 
 def _resolve(
@@ -506,7 +515,10 @@ def check_device(device: str) -> None:
         raise OptionError(f"device '{device}' is not available here; 'verimorph doctor' lists what is") from None
 
 
-def _plan(given: Inputs, recipe: pipeline.Recipe, threads: int | None = None) -> Plan:
+def _plan(given: Inputs, recipe: pipeline.Recipe, threads: int | None = None, *, uncertainty: bool = False) -> Plan:
+    reference = None
+    if uncertainty and not by_defaults(pipeline.describe(recipe)):
+        reference = _plan(given, pipeline.make_recipe(), threads)
     grid = given.fixed.grid
     steps = linear_levels(grid, given.moving.grid, final=not recipe.deforms)
     work = []
@@ -524,6 +536,8 @@ def _plan(given: Inputs, recipe: pipeline.Recipe, threads: int | None = None) ->
         threads or torch.get_num_threads(),
         channels=12 if "mind" in recipe.similarity else 1,
         symmetric=recipe.deformable.symmetric,
+        looks=0 if not uncertainty else 1 if reference is None else 2,
+        reference=reference,
     )
 
 

@@ -183,6 +183,33 @@ def test_map_alone_needs_its_transform_and_takes_the_level(verimorph, out, tmp_p
     assert document["transform"]["factor_for_level"] < json.loads(outcome.out)["transform"]["factor_for_level"]
 
 
+def test_a_map_of_others_is_judged_by_itself(verimorph, out, tmp_path):
+    folder, _, _ = out
+    (folder / "error_mm.nii.gz").rename(folder / "theirs.nii.gz")
+    command = ("evaluate", "--uncertainty", folder / "theirs.nii.gz", "--truth", tmp_path / "truth.tfm", "--level", 0.8)
+    document = json.loads(verimorph(*command, "-f", tmp_path / "labels.nii.gz", "--json", "-").out)
+    assert (document["level"], document["level_from"], document["calibration"]) == (0.8, "--level", None)
+    # Neither the spread nor the label uncertainty beside it is theirs.
+    assert set(document["maps"]) == {"bound"}
+    assert "labels" not in document
+
+
+def test_maps_of_an_earlier_registration_are_not_judged(verimorph, out, tmp_path):
+    folder, _, _ = out
+    (folder / "metrics.json").write_text(json.dumps({"calibrated": False}))
+    truth = ("--truth", tmp_path / "truth.tfm")
+    verimorph("evaluate", "--uncertainty", folder, *truth).assert_user_error("belong to another registration")
+
+
+def test_what_is_judged_is_kept(verimorph, out, tmp_path):
+    folder, _, _ = out
+    before = (folder / "error_mm.nii.gz").read_bytes()
+    truth = ("--truth", tmp_path / "truth.tfm")
+    for target in (folder / "error_mm.nii.gz", tmp_path / "truth.tfm"):
+        verimorph("evaluate", "--uncertainty", folder, *truth, "--json", target).assert_user_error("is an input")
+    assert (folder / "error_mm.nii.gz").read_bytes() == before
+
+
 def test_mistakes_are_one_line(verimorph, out, tmp_path):
     folder, _, bound = out
     truth = ("--truth", tmp_path / "truth.tfm")

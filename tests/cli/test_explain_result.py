@@ -10,6 +10,8 @@ import pytest
 from verimorph.image import Image
 from verimorph.io import write_image, write_transform
 from verimorph.transform import Affine
+from verimorph.uncertainty.cohort import cohort
+from verimorph.uncertainty.maps import facts_of_result
 from verimorph.uncertainty.verdict import WORDS
 from verimorph.uncertainty.words import LIMITS, in_words, meaning
 
@@ -119,10 +121,25 @@ def test_a_cohort_is_of_results(verimorph, folder, tmp_path):
     beside.mkdir()
     verimorph("explain", folder, beside).assert_user_error("fewer than two")
     verimorph("explain", folder, folder, "--from", "itk").assert_user_error("--from")
-    # What a list of pairs writes beside its results is passed over, a result without uncertainty is not.
+    # What a list of pairs writes beside its results is passed over, and so, with a word, is a result that says nothing.
     others = cohort_of(tmp_path, 2)
     outcome = verimorph("explain", folder, *others, beside)
     assert outcome.code == 0, outcome.err
     assert "passed over: submission" in outcome.err
     (beside / "metrics.json").write_text("{}")
-    verimorph("explain", folder, *others, beside).assert_user_error("submission", "--uncertainty")
+    outcome = verimorph("explain", folder, *others, beside)
+    assert outcome.code == 0, outcome.err
+    assert "registered without --uncertainty, passed over: submission" in words(outcome.err)
+    verimorph("explain", folder, beside).assert_user_error("register with --uncertainty")
+
+
+def test_a_map_of_another_name_is_not_what_metrics_speak_of(folder):
+    (folder / "error_mm.nii.gz").rename(folder / "theirs.nii.gz")
+    found = facts_of_result(folder / "theirs.nii.gz")
+    assert found == {"uncertainty": {"level": None, "median_mm": 2.0, "p95_mm": 2.0}}
+
+
+def test_a_verdict_without_a_probability_is_compared_and_said():
+    facts = {"verdict": {"verdict": "review", "reasons": "holds no verdict", "probability": None}}
+    assert [label for label, _ in in_words(facts)] == ["Verdict"]
+    assert np.isnan(cohort({"a": facts, "b": FACTS})[-1].probability)

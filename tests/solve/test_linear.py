@@ -109,3 +109,18 @@ def test_moving_mask_hides_what_it_hides():
         errors[name] = point_error(matrix, truth, level.fixed.grid)
     assert errors["masked"] < 0.4
     assert errors["masked"] < errors["bare"]
+
+
+@pytest.mark.parametrize("slices", [1, 2, 4])
+def test_descriptors_of_a_thin_stack_find_a_shift(slices):
+    """One or two slices leave no room for neighbours across: the border is repeated there."""
+    grid = centred_grid((40, 40, slices), 2.5)
+    truth = np.eye(4)
+    truth[:2, 3] = (3.0, -2.0)
+    fixed, moving = linear_pair(grid, grid, truth)
+    level = make_level(fixed=fixed, moving=moving, shrink=1, spacing_mm=0.1)
+    free = (True, True, False)
+    found, _ = solve_linear(
+        level=level, measure=make_measure("mind"), start=np.eye(4), kind="rigid", iterations=60, free_axes=free
+    )
+    assert np.abs(found - truth)[:2, 3].max() < 0.5

@@ -34,6 +34,7 @@ from verimorph.uncertainty.bound import (
     write_calibration,
 )
 from verimorph.uncertainty.evidence import LOOKS, Evidence, gather
+from verimorph.uncertainty.evidence import MAPS as ALL_MAPS
 from verimorph.uncertainty.known import KnownPair, anatomy, foreground, known_pair
 from verimorph.uncertainty.verdict import WORDS, _has_sides, is_linear, judge, learn_verdict, pair_facts
 
@@ -192,7 +193,7 @@ def test_volumes_vary_as_the_drawn_labels_do(result: Registration, evidence: Evi
     widths = {}
     for bound in (1e-6, 1.5):
         sampler = CalibratedSampler(still.transform, evidence, torch.full(evidence.grid.shape, bound), 0.9)
-        _, volumes = _label_uncertainty(still, sampler, 0.9, 0)
+        _, volumes = _label_uncertainty(still, sampler, 0.9, 0, np.ones(grid.shape, bool))
         assert set(volumes) == {1, 5}
         assert volumes[1]["volume_ml"] == pytest.approx(float((ball.sum() - 1) * grid.voxel_volume / 1000))
         assert all(row["low_ml"] < row["volume_ml"] < row["high_ml"] for row in volumes.values())
@@ -298,6 +299,15 @@ def test_calibrations_are_read_as_written_or_refused(calibration: Calibration, t
     (tmp_path / "old.json").write_text(json.dumps(old))
     with pytest.raises(InputError, match="of an earlier version"):
         read_calibration(tmp_path / "old.json")
+    strange = json.loads(file.read_text())
+    strange["scale"]["names"][0] = "nosuch"
+    (tmp_path / "strange.json").write_text(json.dumps(strange))
+    with pytest.raises(InputError, match="evidence that is not gathered: nosuch"):
+        read_calibration(tmp_path / "strange.json")
+
+
+def test_all_evidence_is_named(evidence: Evidence) -> None:
+    assert tuple(evidence.maps) == ALL_MAPS
 
 
 def test_verdicts_follow_their_facts(calibration: Calibration) -> None:

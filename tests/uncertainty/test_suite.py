@@ -28,6 +28,7 @@ from verimorph.uncertainty.suite import (
     Case,
     _surface,
     check,
+    collect,
     cross_validated,
     digest,
     images_of,
@@ -64,10 +65,10 @@ def test_a_case_is_read_as_it_was_kept(tmp_path: Path) -> None:
 
 
 def test_held_out_cases_are_covered() -> None:
-    cases = [case(k) for k in range(20)]
+    cases = [case(k) for k in range(24)]
     scale = fit_scale([c.points for c in cases], networks=1, steps=200)
     (row,) = cross_validated(cases, scale=scale)
-    assert row.cases == 20
+    assert row.cases == 24
     for level, covered in row.coverage.items():
         assert float(level) - 0.03 < covered < float(level) + 0.07
     assert row.spearman > 0.5
@@ -103,6 +104,40 @@ def test_patterns_name_kinds(tmp_path: Path, head: Image) -> None:
     assert [(kind, file.name) for kind, file in found] == [("ball", "a.nii.gz"), ("ball", "b.nii.gz")]
     with pytest.raises(InputError, match="no file fits"):
         images_of([f"{tmp_path}/*.mha"])
+    (tmp_path / "sub=1").mkdir()
+    write_image(head, tmp_path / "sub=1" / "c.nii.gz")
+    for pattern, kind in ((f"{tmp_path}/sub=1/*.nii.gz", "images"), (f"ball={tmp_path}/sub=1/*.nii.gz", "ball")):
+        assert images_of([pattern]) == [(kind, tmp_path / "sub=1" / "c.nii.gz")]
+    for kind in ("any", "pairs", "ball-pairs", "a/b", ""):
+        with pytest.raises(InputError, match="cannot name a kind"):
+            images_of([f"{kind}={tmp_path}/*.nii.gz"])
+
+
+def test_images_that_cannot_teach_are_named(tmp_path: Path, head: Image) -> None:
+    holes = head.array.copy()
+    holes[3, 3, 3] = np.nan
+    for name, values, told in (("holes", holes, "1 NaN"), ("flat", np.ones_like(holes), "all voxels are 1")):
+        write_image(head.with_array(values), tmp_path / f"{name}.nii.gz")
+        with pytest.raises(InputError, match=rf"{name}.*{told}"):
+            collect([("ball", tmp_path / f"{name}.nii.gz")], cases=1, folder=tmp_path / "cases")
+
+
+def test_a_level_out_of_reach_has_no_coverage() -> None:
+    cases = [case(k) for k in range(4)]
+    points = [one.points for one in cases]
+    held = calibrate(points, name="few", calibrated_for="", scale=fit_scale(points, networks=1, steps=50))
+    row = check(cases, held)[0]
+    assert held.reach() < 0.9
+    assert np.isfinite(row.coverage["0.5"])
+    assert all(np.isnan(row.coverage[level]) for level in ("0.9", "0.95"))
+    assert np.isnan([row.sharpness, row.pooled, row.background]).all()
+    assert np.isfinite([row.spearman, row.ause, row.ece]).all()
+
+
+def test_few_cases_of_two_kinds_are_learned_from() -> None:
+    points = [replace(case(k, kind).points, images=(f"{kind}{k}",)) for k in range(2) for kind in ("a", "b")]
+    held = calibrate(points, name="few", calibrated_for="", fit=lambda own: fit_scale(own, networks=1, steps=20))
+    assert held.cases == {"a": 2, "b": 2}
 
 
 def test_the_command_learns_from_kept_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +154,19 @@ def test_the_command_learns_from_kept_cases(tmp_path: Path, capsys: pytest.Captu
     assert "every image judged without itself" in capsys.readouterr().out
     held = read_calibration(tmp_path / "mine.json")
     assert (held.name, held.calibrated_for, held.cases) == ("mine", "toys", {"toy": 10})
+    assert held.verdict == read_calibration("general").verdict  # else 'register --strict' would never say fail
+
+
+def test_a_calibration_takes_no_image_s_place(tmp_path: Path, head: Image, capsys: pytest.CaptureFixture[str]) -> None:
+    image = tmp_path / "scan.nii.gz"
+    write_image(head, image)
+    before = image.read_bytes()
+    for output, told in ((image, "is an input"), (tmp_path, "is a folder"), ("/proc/x.json", "cannot be written")):
+        assert run(["calibrate", str(image), "-n", "2", "-o", str(output)]) == 2
+        error = capsys.readouterr().err
+        assert told in error.replace("\n", " ")
+        assert "Traceback" not in error
+    assert image.read_bytes() == before
 
 
 @pytest.mark.parametrize(

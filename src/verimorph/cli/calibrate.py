@@ -79,6 +79,7 @@ def calibrate(
     """
     from dataclasses import replace
 
+    from verimorph.io.safe import keep_inputs, require_writable_file
     from verimorph.uncertainty.bound import FOLDS, Fits, deal, read_calibration, write_calibration
     from verimorph.uncertainty.bound import calibrate as learn
     from verimorph.uncertainty.suite import check as judge
@@ -88,12 +89,17 @@ def calibrate(
         raise OptionError("give either -o FILE to learn a calibration, or --check NAME to judge one")
     if cases < 1:
         raise OptionError(f"-n is {cases}; give 1 case or more")
-    held = None if check is None else read_calibration(check)
+    if check is not None:
+        read_calibration(check)  # that it is there, before the work
     foundation = None if base is None else read_calibration(base)
     set_threads(threads)
     folder = keep or (output or Path("calibration-check")).with_suffix(".cases")
+    if output is not None:
+        require_writable_file(output)
     if images:
         files = images_of(images)
+        if output is not None:
+            keep_inputs([output], [file for _, file in files])
         if output is not None and cases * len({kind for kind, _ in files}) < 2:
             raise OptionError("one case is too few to learn from; give -n 2 or more, better 20")
         with CountBar(lines=True) as tell:
@@ -109,7 +115,8 @@ def calibrate(
     if pairs is not None:
         with CountBar(lines=True) as tell:
             found += collect_pairs(pairs, folder=folder, tell=tell)
-    if held is not None:
+    if check is not None:
+        held = read_calibration(check, ndim=found[0].points.ndim)
         _print(judge(found, held), f"calibration '{held.name}' on images it may not have seen")
         return
     assert output is not None
@@ -129,16 +136,22 @@ def calibrate(
             scale=scale,
             fit=fit,
         )
-        if foundation is not None:
-            learned = replace(learned, verdict=foundation.verdict)
+        # What tells a broken registration has nothing to do with the size of its error: facts, and not evidence.
+        known = None if foundation is None else foundation.verdict
+        learned = replace(learned, verdict=known or read_calibration("general").verdict)
         write_calibration(learned, output)
         rows = cross_validated(found, by=by, scale=scale, fit=fit) if judged else []
     if rows:
         _print(rows, f"every {by} judged without itself")
     reached = learned.reach()
     if reached < 0.9:
-        say("warning", f"{len(found)} cases reach a level of {reached:g} and no further; 9 reach 0.9, 19 reach 0.95")
+        told = f"{len(found)} cases reach a level of {reached:g} and no further; 9 reach 0.9, 19 reach 0.95"
+        say("warning", f"{told}; give more with -n, or register with --level {reached:g}")
     typer.echo(f"{len(found)} cases; calibration in {output}, cases in {folder}")
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def _print(rows: list[Check], title: str) -> None:
@@ -155,16 +168,16 @@ def _print(rows: list[Check], title: str) -> None:
         table.add_row(
             row.kind,
             str(row.cases),
-            *(f"{100 * row.coverage[q]:.1f}" for q in ("0.5", "0.8", "0.9", "0.95")),
-            "-" if math.isnan(row.background) else f"{100 * row.background:.1f}",
-            f"{row.sharpness:.2f}",
-            f"{row.pooled:.2f}",
+            *(_number(100 * row.coverage[q], ".1f") for q in ("0.5", "0.8", "0.9", "0.95")),
+            _number(100 * row.background, ".1f"),
+            _number(row.sharpness, ".2f"),
+            _number(row.pooled, ".2f"),
             f"{row.spearman:.2f}",
             f"{row.ause:.3f}",
             f"{row.ause_spread:.3f}",
             f"{100 * row.ece:.1f}",
-            "-" if math.isnan(row.uce) else f"{row.uce:.2g}",
-            "-" if math.isnan(row.ence) else f"{row.ence:.2f}",
+            _number(row.uce, ".2g"),
+            _number(row.ence, ".2f"),
         )
     # As wide as it is: a number cut off by a narrow terminal is no number.
     console = Console(highlight=False, width=max(Console().width, 112))

@@ -238,10 +238,12 @@ def _evaluate_uncertainty(
     label_names: Path | None,
     per_label: bool,
 ) -> None:
-    from verimorph.cli.evaluate_uncertainty import finish, score_uncertainty
-    from verimorph.io.safe import require_writable
+    from verimorph.cli.evaluate_uncertainty import finish, inputs_of, score_uncertainty
+    from verimorph.io.safe import keep_inputs, require_writable
 
     _require_partners(given)
+    if json_file not in (None, "-"):
+        keep_inputs([json_file], inputs_of(results, given, truth))
     if given["inverse"]:
         raise OptionError("--inverse says nothing about an uncertainty; leave it out")
     if large_error is not None and large_error <= 0:

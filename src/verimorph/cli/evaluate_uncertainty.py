@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from verimorph.cli.evaluate_inputs import from_result_folder, read_chain, read_names
 from verimorph.errors import InputError, OptionError
+from verimorph.uncertainty.maps import BOUND
 
 if TYPE_CHECKING:
     from verimorph.image import Image
     from verimorph.transform import Transform
 
 DEFAULT_LEVEL = 0.9
-BOUND, SPREAD, LABELS = "error_mm.nii.gz", "displacement_std.nii.gz", "label_uncertainty.nii.gz"
+SPREAD, LABELS = "displacement_std.nii.gz", "label_uncertainty.nii.gz"
 
 
 def score_uncertainty(
@@ -44,8 +45,13 @@ def score_uncertainty(
     from verimorph import __version__
     from verimorph.evaluate.score import without_nan
 
-    maps, folder = _maps(results)
-    facts = _calibration(folder)
+    maps, folder, theirs = _maps(results)
+    facts = {} if theirs else _calibration(folder)
+    if not theirs and facts == {} and (folder / "metrics.json").is_file():
+        raise InputError(
+            f"{folder}: its metrics.json knows of no error bound, so {', '.join(p.name for p in maps.values())} "
+            "there belong to another registration; register with --uncertainty"
+        )
     level, source = _level(level, facts)
     given = _with_siblings(folder, given)
     images = _images(maps, given)
@@ -68,6 +74,17 @@ def score_uncertainty(
     if not document.keys() & {"transform", "landmarks", "labels"}:
         raise OptionError(_nothing_to_compare(images))
     return dict(without_nan(document))
+
+
+def inputs_of(results: list[str], given: dict[str, Any], truth: Path | None) -> list[Path]:
+    """Every file that may be read to judge a result."""
+    from verimorph.registration import RESULT_FILES
+
+    found = [Path(name) for name in results] + ([] if truth is None else [truth])
+    found += [folder / name for folder in found if folder.is_dir() for name in RESULT_FILES]
+    for value in given.values():
+        found += [Path(one) for one in (value if isinstance(value, list | tuple) else [value]) if one is not None]
+    return found
 
 
 def _judge_bound(
@@ -161,8 +178,11 @@ def finish(
         print_uncertainty(document, names=names, per_label=per_label, output=output)
 
 
-def _maps(results: list[str]) -> tuple[dict[str, Path], Path]:
-    """The maps and the folder they lie in."""
+def _maps(results: list[str]) -> tuple[dict[str, Path], Path, bool]:
+    """The maps, the folder they lie in, and whether it is one of somebody else's that lies there.
+
+    A map of another name than ours is judged alone: what lies beside it says nothing of it.
+    """
     if len(results) != 1:
         raise OptionError(f"--uncertainty judges one result; give its folder or its {BOUND}")
     path = Path(results[0])
@@ -170,13 +190,14 @@ def _maps(results: list[str]) -> tuple[dict[str, Path], Path]:
         raise InputError(f"{path}: no such file or folder; give what 'verimorph register --uncertainty' wrote")
     folder = path if path.is_dir() else path.parent
     beside = {"bound": folder / BOUND, "spread": folder / SPREAD, "label_uncertainty": folder / LABELS}
-    maps = {name: file for name, file in beside.items() if file.is_file()}
-    if path.is_file():
+    theirs = path.is_file() and path.name not in (BOUND, SPREAD, LABELS)
+    if theirs:
         role = "label_uncertainty" if path.name.startswith("label_uncertainty") else "bound"
-        maps = maps | {role: path}
+        return {role: path}, folder, True
+    maps = {name: file for name, file in beside.items() if file.is_file()}
     if not maps.keys() & {"bound", "label_uncertainty"}:
         raise InputError(f"{folder}: has neither {BOUND} nor {LABELS}; register with --uncertainty")
-    return maps, folder
+    return maps, folder, False
 
 
 def _calibration(folder: Path) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def _explain_cohort(paths: list[Path], as_json: bool) -> None:
     from verimorph.cli.summary import print_cohort
     from verimorph.evaluate.score import without_nan
     from verimorph.uncertainty.cohort import cohort
-    from verimorph.uncertainty.maps import facts_of_result
+    from verimorph.uncertainty.maps import NothingSaidError, facts_of_result
 
     # A shell's pattern also gives what lies beside the results: the table of a list of pairs, its submission.
     folders = [path for path in paths if (path / "metrics.json").is_file()]
@@ -84,7 +84,16 @@ def _explain_cohort(paths: list[Path], as_json: bool) -> None:
         raise OptionError("fewer than two of these are result folders; give transform files one at a time")
     if rest := [path.name for path in paths if path not in folders]:
         say("note", f"no result folders, passed over: {', '.join(rest)}")
-    found = {str(folder): facts_of_result(folder) for folder in folders}
+    found, silent = {}, []
+    for folder in folders:
+        try:
+            found[str(folder)] = facts_of_result(folder)
+        except NothingSaidError:
+            silent.append(folder.name)
+    if silent:
+        say("warning", f"registered without --uncertainty, passed over: {', '.join(silent)}")
+    if len(found) < 2:
+        raise OptionError("fewer than two of these say how sure they are; register with --uncertainty")
     standings = cohort(found)
     if as_json:
         print(json.dumps(without_nan([asdict(one) for one in standings]), indent=2))

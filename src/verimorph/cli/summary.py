@@ -140,8 +140,11 @@ def print_plan(plan: Plan) -> None:
     console.print(table)
     available = memory()["available"]
     free = "" if available is None else f" ({available / 1e9:.1f} GB are free)"
+    bound = " and its error bound" if plan.looks else ""
+    if plan.reference is not None:
+        bound = ", one by the defaults to compare with, and the error bound"
     console.print(
-        f"time    about {plan.seconds:.0f} s on {plan.threads} threads",
+        f"time    about {plan.seconds:.0f} s on {plan.threads} threads for the registration{bound}",
         f"memory  about {plan.memory_bytes / 1e9:.1f} GB{free}",
         f"disk    up to {plan.disk_bytes / 1e9:.2f} GB",
         sep="\n",

@@ -54,17 +54,20 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def writing_folder(path: str | os.PathLike) -> Iterator[Path]:
+def writing_folder(path: str | os.PathLike, *, stale: Iterable[str] = ()) -> Iterator[Path]:
     """Yield a hidden folder to fill; when the block ends well all its files move into the folder ``path``.
 
-    Files of the same name in ``path`` are replaced, others are kept. If the block raises (a Ctrl-C is an exception
-    too, and on the command line so is a SIGTERM) nothing in ``path`` has changed, and folders made for it are removed
-    again.
+    Files of the same name in ``path`` are replaced, others are kept but for those named as stale. If the block raises
+    (a Ctrl-C is an exception too, and on the command line so is a SIGTERM) nothing in ``path`` has changed, and folders
+    made for it are removed again.
 
     Parameters
     ----------
     path
         The folder for the results; made, with its parents, if missing.
+    stale
+        Names of files that are removed at the end if the block did not write them: what an earlier run left under
+        these names would be taken for a part of this one.
 
     Raises
     ------
@@ -80,7 +83,10 @@ def writing_folder(path: str | os.PathLike) -> Iterator[Path]:
         with _plain_disk_errors(target, hidden):
             hidden.mkdir(parents=True)
             yield hidden
+            left = [target / name for name in stale if not (hidden / name).exists()]
             _move_into(hidden, target)
+            for file in left:
+                file.unlink(missing_ok=True)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         for folder in made:  # deepest first; one that somebody else has put a file into stays
@@ -214,8 +220,25 @@ def require_writable(path: str | os.PathLike) -> None:
         raise InputError(f"{target}: {existing} is a file, a folder is needed; choose another output")
     with _plain_disk_errors(target, existing):
         trial = existing / f".partial-{os.getpid()}-{next(_counter)}"
-        trial.mkdir()
+        try:
+            trial.mkdir()
+        except FileNotFoundError:  # how a file system of another kind, such as /proc, says no
+            raise InputError(f"{target}: cannot be written (no folder can be made there); choose another") from None
         trial.rmdir()
+
+
+def require_writable_file(path: str | os.PathLike) -> None:
+    """The same for one file.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written, or a folder stands there.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder, a file name is needed; choose another output")
+    require_writable(target.absolute().parent)
 
 
 def _existing_parent(path: Path) -> Path:

@@ -151,10 +151,12 @@ class SelfSimilarity:
         self.radius, self.dilation = radius, dilation
 
     def _describe(self, volume: Volume) -> Tensor:
-        limit = [max(0, (n - 1) // 2) for n in volume.grid.shape]
+        limit = [(n - 1) // 2 for n in volume.grid.shape]
         radius, dilation = (
-            tuple(min(r, n) for r, n in zip([r] * len(limit) if isinstance(r, int) else r, limit, strict=True))
-            for r in (self.radius, self.dilation)
+            tuple(max(least, min(r, n)) for r, n in zip(steps, limit, strict=True))
+            # Neighbours are at least a voxel away; where there are one or two slices the border is repeated.
+            for least, own in ((0, self.radius), (1, self.dilation))
+            for steps in ([own] * len(limit) if isinstance(own, int) else own,)
         )
         return terms.mind_ssc(volume.tensor, radius, dilation)
 

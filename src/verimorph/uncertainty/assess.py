@@ -28,7 +28,8 @@ from verimorph.image import Image
 from verimorph.transform import Composite, DisplacementField, Transform, parts_of
 from verimorph.uncertainty.bound import ANY, PAIRS, Calibration, read_calibration, traits_of
 from verimorph.uncertainty.evidence import Evidence, gather
-from verimorph.uncertainty.known import anatomy
+from verimorph.uncertainty.known import foreground
+from verimorph.uncertainty.reference import by_defaults, distance_between, reference_of
 from verimorph.uncertainty.sampler import Draw
 from verimorph.uncertainty.verdict import Verdict, is_linear, judge, pair_facts
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 DRAWS = 16
 """Draws of the calibrated field for labels and volumes."""
+HIDDEN = 0.05
+"""Share of a label that a mask may hide: of more, an interval of its volume would be too narrow."""
 COHERENCE = 3.0
 """How far errors hang together, voxels of the evidence grid: standard deviation of the smoothing of the draws."""
 
@@ -50,26 +53,30 @@ class Uncertainty:
     error_mm
         Bound of the error at every voxel of the fixed image, mm: the distance between where the transform sends the
         voxel and where it should, at most this for a share ``level`` of voxels, over images like those of the
-        calibration.
+        calibration. NaN where a mask kept the images from being compared: nothing is known there.
     level
         That share.
     displacement_std
         Standard deviation of the displacement over independent quick registrations, mm. Not calibrated: disagreement,
         not error.
     label_uncertainty
-        Entropy of the moved label over draws of the calibrated error, nats; None without labels.
+        Entropy of the moved label over draws of the calibrated error, nats; NaN as ``error_mm``; None without labels.
     volumes
         Of each moved label: ``volume_ml`` and the interval ``low_ml`` to ``high_ml`` at ``level`` (2-D: of a slice of
-        1 mm).
+        1 mm). Labels of which a mask hides more than a twentieth are left out.
     calibration, calibration_hash, calibrated_for
         Name of the calibration set, digits that tell it from others of the name, and in plain words for which images it
         holds.
     verdict, reasons, probability
-        ``pass``, ``review`` or ``fail``; why, in one line; probability that the registration is broken.
+        ``pass``, ``review`` or ``fail``; why, in one line; probability that the registration is broken (None: not
+        known).
     facts
         What the verdict was drawn from.
     foreground
-        Where the anatomy is, on the fixed grid.
+        Where the anatomy is that was compared, on the fixed grid.
+    reference_away_mm
+        Where the result was not made by the defaults: how far it ends from one that was, median over the anatomy, mm;
+        that is in the bound (:mod:`verimorph.uncertainty.reference`).
     seconds
         What it cost.
     """
@@ -84,9 +91,10 @@ class Uncertainty:
     calibrated_for: str
     verdict: str
     reasons: str
-    probability: float
+    probability: float | None
     facts: dict[str, float] = field(default_factory=dict)
     foreground: Bool[ndarray, "*space"] | None = None
+    reference_away_mm: float | None = None
     seconds: float = 0.0
 
     def save_maps(self, folder: Path) -> None:
@@ -110,6 +118,8 @@ class Uncertainty:
             "p95_mm": float(np.percentile(values, 95)),
             "seconds": round(self.seconds, 3),
         }
+        if self.reference_away_mm is not None:
+            found["reference_away_mm"] = self.reference_away_mm
         if self.volumes:
             found["volumes"] = {str(label): dict(row) for label, row in self.volumes.items()}
         return found
@@ -120,7 +130,8 @@ class Uncertainty:
             "verdict": self.verdict,
             "reasons": self.reasons,
             "probability": self.probability,
-            "facts": {name: round(value, 4) for name, value in self.facts.items()},
+            # A fact that could not be measured is left out: JSON has no such number.
+            "facts": {name: round(value, 4) for name, value in self.facts.items() if math.isfinite(value)},
         }
 
 
@@ -131,7 +142,10 @@ def assess(
     calibration: str | PathLike | Calibration = "general",
     seed: int | None = None,
 ) -> Uncertainty:
-    """Say how sure a registration is. It may come from the engine or from a network.
+    """Say how sure a registration is. It may come from the engine, from a network or from anywhere.
+
+    What was not made by the defaults of the engine is compared with a registration that was, made here for the purpose:
+    :mod:`verimorph.uncertainty.reference`.
 
     Parameters
     ----------
@@ -148,40 +162,38 @@ def assess(
     import time
 
     begun = time.perf_counter()
-    held = read_calibration(calibration)
+    grid = registration.fixed.grid
+    held = read_calibration(calibration, ndim=grid.ndim)
     held.check(level)
     seed = int(registration.settings.get("seed") or 0) if seed is None else seed
-    grid = registration.fixed.grid
-    inside = anatomy(registration.fixed, registration.fixed_mask)
-    evidence, near, kind, bound = _bounded(registration, inside, held, level, seed)
-    error = _upsampled(bound * evidence.unit_mm, grid)
+    found = _bounded(registration, held, level, seed)
+    evidence, seen = found.evidence, found.compared
+    error = np.where(seen, _upsampled(found.bound * evidence.unit_mm, grid), np.float32(np.nan))
     spread = _upsampled(evidence.spread * evidence.unit_mm, grid)
     labels = None
     volumes: dict[int, dict[str, float]] = {}
     if registration.moving_labels is not None:
-        sampler = CalibratedSampler(registration.transform, evidence, bound, level)
-        entropy, volumes = _label_uncertainty(registration, sampler, level, seed)
-        labels = Image.from_array(_upsampled(torch.from_numpy(entropy), grid), grid, name="label_uncertainty")
-    facts = pair_facts(registration, evidence, near)
-    found: Verdict = judge(facts, held)
-    if found.verdict == "fail" and is_linear(registration.transform):
-        # Verdicts are learned on deformable results; looks deform, and so differ from a sound rigid one.
-        why = f"verdicts are learned on deformable registrations, this one is linear; {found.reasons}"
-        found = Verdict("review", found.probability, why)
+        sampler = CalibratedSampler(registration.transform, evidence, found.bound, level)
+        entropy, volumes = _label_uncertainty(registration, sampler, level, seed, seen)
+        values = np.where(seen, _upsampled(torch.from_numpy(entropy), grid), np.float32(np.nan))
+        labels = Image.from_array(values, grid, name="label_uncertainty")
+    facts = pair_facts(registration, evidence, found.near)
+    verdict = _verdict(registration, facts, found, held)
     return Uncertainty(
         Image.from_array(error, grid, name="error_mm"),
         level,
         Image.from_array(spread, grid, name="displacement_std"),
         labels,
         volumes,
-        held.name if kind == ANY else f"{held.name}: {kind}",
+        held.name if found.kind == ANY else f"{held.name}: {found.kind}",
         held.digest,
-        _words_for(held, kind),
-        found.verdict,
-        found.reasons,
-        found.probability,
+        _words_for(held, found),
+        verdict.verdict,
+        verdict.reasons,
+        verdict.probability,
         facts,
-        inside,
+        found.inside,
+        None if found.away is None else float(found.away[torch.from_numpy(found.near)].median()) * evidence.unit_mm,
         time.perf_counter() - begun,
     )
 
@@ -194,17 +206,66 @@ def calibrated_sampler(
     seed: int = 0,
 ) -> CalibratedSampler:
     """Draws of what the transform of a registration may be, from whatever it came: errors of the size of its bound."""
-    held = read_calibration(calibration)
-    inside = anatomy(registration.fixed, registration.fixed_mask)
-    evidence, _, _, bound = _bounded(registration, inside, held, level, seed)
-    return CalibratedSampler(registration.transform, evidence, bound, level)
+    held = read_calibration(calibration, ndim=registration.fixed.grid.ndim)
+    found = _bounded(registration, held, level, seed)
+    return CalibratedSampler(registration.transform, found.evidence, found.bound, level)
 
 
-def _bounded(
-    registration: Registration, inside: Bool[ndarray, "*space"], held: Calibration, level: float, seed: int
-) -> tuple[Evidence, Bool[ndarray, "*space"], str, Float[Tensor, "*space"]]:
-    """Evidence, the anatomy on its grid, the kind of images the pair is taken for, and the bound in units."""
-    evidence = gather(
+@dataclass(frozen=True, eq=False)
+class _Bounded:
+    """The bound of a registration and what it was drawn from.
+
+    Attributes
+    ----------
+    evidence
+        About the registration itself.
+    compared, inside
+        On the fixed grid: where the masks let the images be compared; the anatomy there.
+    near
+        ``inside`` on the evidence grid.
+    kind
+        Of images the pair is taken for.
+    bound
+        Units of the evidence.
+    away
+        How far from a reference by the defaults, units; None where it is one itself.
+    own
+        Bound of that reference, units.
+    """
+
+    evidence: Evidence
+    compared: Bool[ndarray, "*space"]
+    inside: Bool[ndarray, "*space"]
+    near: Bool[ndarray, "*space"]
+    kind: str
+    bound: Float[Tensor, "*space"]
+    away: Float[Tensor, "*space"] | None
+    own: Float[Tensor, "*space"]
+
+
+def _bounded(registration: Registration, held: Calibration, level: float, seed: int) -> _Bounded:
+    direct = by_defaults(registration.settings)
+    reference = registration if direct else reference_of(registration, seed)
+    evidence = _looked(registration, seed)
+    learned_from = evidence if direct else _looked(reference, seed)
+    compared = _compared(registration)
+    whole = foreground(registration.fixed)
+    inside = whole & compared if (whole & compared).any() else compared
+    near = on_evidence(inside, evidence.grid)
+    # The kind is that of the image, however much of it a mask leaves.
+    share = float(on_evidence(whole, evidence.grid).mean())
+    kind = held.kind_of(traits(registration.fixed, registration.moving, learned_from, near, share=share))
+    held.check(level, kind)
+    own = _bound_map(learned_from, near, held, level, kind)
+    away = None
+    if not direct:
+        away = distance_between(registration.transform, reference.transform, evidence.grid) / evidence.unit_mm
+    return _Bounded(evidence, compared, inside, near, kind, own if away is None else own + away, away, own)
+
+
+def _looked(registration: Registration, seed: int) -> Evidence:
+    """Evidence about a registration."""
+    return gather(
         fixed=registration.fixed,
         moving=registration.moving,
         transform=registration.transform,
@@ -212,14 +273,47 @@ def _bounded(
         moving_mask=registration.moving_mask,
         recipe=replace(pipeline.recipe_of(registration.settings), seed=seed),
     )
-    near = on_evidence(inside, evidence.grid)
-    kind = held.kind_of(traits(registration.fixed, registration.moving, evidence, near))
-    held.check(level, kind)
-    return evidence, near, kind, _bound_map(evidence, near, held, level, kind)
 
 
-def _words_for(held: Calibration, kind: str) -> str:
-    """For which images the bound was checked; and whether this image is one of them."""
+def _compared(registration: Registration) -> Bool[ndarray, "*space"]:
+    """Voxels of the fixed image that the masks let take part; of the fixed mask alone if they do not meet."""
+    grid = registration.fixed.grid
+    seen = np.ones(grid.shape, bool) if registration.fixed_mask is None else registration.fixed_mask.array > 0
+    if registration.moving_mask is None:
+        return seen
+    there = registration.transform.resample(registration.moving_mask, grid, interpolation="nearest").array > 0
+    return seen & there if (seen & there).any() else seen
+
+
+def _verdict(registration: Registration, facts: dict[str, float], found: _Bounded, held: Calibration) -> Verdict:
+    """The verdict by the facts, and what it cannot say of results that are not like those it was learned on."""
+    verdict = judge(facts, held)
+    if verdict.verdict == "fail" and is_linear(registration.transform):
+        # Verdicts are learned on deformable results; looks deform, and so differ from a sound rigid one.
+        why = f"verdicts are learned on deformable registrations, this one is linear; {verdict.reasons}"
+        return Verdict("review", verdict.probability, why)
+    where = torch.from_numpy(found.near)
+    if verdict.verdict == "pass" and found.away is not None:
+        away, own = float(found.away[where].median()), float(found.own[where].median())
+        if away > own:
+            unit = found.evidence.unit_mm
+            why = (
+                f"a registration by the defaults ends {away * unit:.2g} mm away (median), "
+                f"more than its own bound of {own * unit:.2g} mm"
+            )
+            return Verdict("review", verdict.probability, why)
+    return verdict
+
+
+def _words_for(held: Calibration, found: _Bounded) -> str:
+    """For which images the bound was checked; whether this image is one of them, and this registration one of those."""
+    words = _words_for_kind(held, found.kind)
+    if found.away is None:
+        return words
+    return f"{words}; this result was not made by the defaults: its bound is that of one that was, plus the way to it"
+
+
+def _words_for_kind(held: Calibration, kind: str) -> str:
     if len(held.cases) < 2:
         foreign = "; this image does not resemble the images of the calibration" if kind == ANY and held.traits else ""
         return held.calibrated_for + foreign
@@ -237,8 +331,10 @@ def on_evidence(inside: Bool[ndarray, "*space"], grid: Grid) -> Bool[ndarray, "*
     return (fields.resize(tensor, grid.shape)[0, 0] > 0.5).numpy()
 
 
-def traits(fixed: Image, moving: Image, evidence: Evidence, near: Bool[ndarray, "*space"]) -> tuple[float, ...]:
-    """What a calibration tells kinds of images apart by."""
+def traits(
+    fixed: Image, moving: Image, evidence: Evidence, near: Bool[ndarray, "*space"], *, share: float
+) -> tuple[float, ...]:
+    """What a calibration tells kinds of images apart by; ``share`` is that of the whole anatomy in the fixed image."""
     where = torch.from_numpy(near if near.any() else ~near)
     wanted = ("texture", "contrast 4", "backward 1")
     medians = {name: float(evidence.maps[name].cpu()[where].median()) for name in wanted}
@@ -246,7 +342,7 @@ def traits(fixed: Image, moving: Image, evidence: Evidence, near: Bool[ndarray, 
         voxels=fixed.grid.size,
         unit_mm=evidence.unit_mm,
         spacing=fixed.grid.spacing.tolist(),
-        share=float(near.mean()),
+        share=share,
         medians=medians,
         two_grids=not fixed.grid.is_close(moving.grid, tolerance_mm=1e-3),
     )
@@ -298,7 +394,11 @@ class CalibratedSampler:
 
 
 def _label_uncertainty(
-    registration: Registration, sampler: CalibratedSampler, level: float, seed: int
+    registration: Registration,
+    sampler: CalibratedSampler,
+    level: float,
+    seed: int,
+    compared: Bool[ndarray, "*space"],
 ) -> tuple[Float[ndarray, "*space"], dict[int, dict[str, float]]]:
     """Entropy of the hard labels over draws on the evidence grid, and intervals of the volumes."""
     from verimorph.uncertainty.evidence import as_field
@@ -310,7 +410,7 @@ def _label_uncertainty(
     if len(values) > 30_000:
         raise OptionError(f"the moving labels have {len(values)} values; is this a label map?")
     index = torch.from_numpy(flat.reshape(labels.array.shape).astype(np.float32))[None, None]
-    background = int(np.searchsorted(values, 0)) if 0 in values else 0
+    background = int(np.searchsorted(values, 0)) if 0 in values else -1
     grid = sampler.grid
     matrix, u = as_field(registration.transform, registration.fixed.grid, grid)
     voxel = labels.grid.inverse_affine @ matrix @ grid.affine
@@ -337,14 +437,16 @@ def _label_uncertainty(
     counts = np.asarray(share.sum(1)).ravel()
     deviation = np.std(sizes, axis=0, ddof=1)
     z = float(stats.norm.ppf(0.5 + level / 2))
+    at = np.searchsorted(moved, registration.moved_labels.array.reshape(-1))
+    hidden = np.bincount(at, weights=~compared.reshape(-1)) / np.bincount(at)
     volumes = {
         int(value): {
             "volume_ml": count * ml,
             "low_ml": max(count - z * away, 0.0) * ml,
             "high_ml": (count + z * away) * ml,
         }
-        for value, count, away in zip(moved.tolist(), counts.tolist(), deviation.tolist(), strict=True)
-        if value != 0
+        for value, count, away, out in zip(moved.tolist(), counts.tolist(), deviation.tolist(), hidden, strict=True)
+        if value != 0 and out <= HIDDEN
     }
     return entropy, volumes
 

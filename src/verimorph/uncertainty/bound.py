@@ -52,8 +52,9 @@ LEAST = 1e-3
 SPREADS = (-2.0, 1.0)
 """Between which the logarithm of the spread is kept."""
 UNITS, BATCH, STEP_LENGTH, PIECE = 48, 1024, 5e-3, 200_000
-FORMAT = 2
-"""Of kept cases and calibrations. Before 2 the traits of a pair had its mismatch where the way back is now."""
+FORMAT = 3
+"""Of kept cases and calibrations. Before 2 the traits of a pair had its mismatch where the way back is now; before 3
+nothing said whether images were 2-D or 3-D."""
 ANY = "any"
 """Stands for images that resemble none of the kinds of a calibration."""
 CALIBRATIONS = Path(__file__).with_name("calibrations")
@@ -78,6 +79,8 @@ class Points:
     images
         What tells the images of the case from others, such as hashes: of cases that share one, none teaches what judges
         another. Empty: shares none.
+    ndim
+        Of the images, 2 or 3.
     """
 
     names: tuple[str, ...]
@@ -87,6 +90,7 @@ class Points:
     kind: str
     traits: tuple[float, ...] = ()
     images: tuple[str, ...] = ()
+    ndim: int = 3
 
 
 Layer = tuple[list[list[float]], list[float]]
@@ -342,6 +346,8 @@ class Calibration:
         Of every case, by kind: where a new image is told to belong.
     verdict
         Weights of the verdict, see :mod:`verimorph.uncertainty.verdict`; None where it was not learned.
+    ndim
+        Of its images, 2 or 3: errors in a plane say nothing of those in space.
     format
         What its parts mean: ``FORMAT``.
     """
@@ -353,6 +359,7 @@ class Calibration:
     cases: Mapping[str, int] = field(default_factory=dict)
     traits: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     verdict: Mapping[str, Any] | None = None
+    ndim: int = 3
     format: int = FORMAT
 
     @cached_property
@@ -455,6 +462,8 @@ def calibrate(
 
     Barber et al., Predictive inference with the jackknife+, Annals of Statistics 2021, on scores out of folds.
     """
+    if len({p.ndim for p in points}) > 1:
+        raise OptionError("there are 2-D and 3-D images; each need a calibration of their own")
     if all(is_pairs(p.kind) for p in points):
         # With nothing else to learn from, they are what every image is judged by.
         points = [replace(p, kind=p.kind.removesuffix(f"-{PAIRS}").replace(PAIRS, "images")) for p in points]
@@ -464,7 +473,7 @@ def calibrate(
         if len(set(dealt)) < 2:
             # All of one image: cases are held out one by one, and what is learned is about this image.
             points = [replace(p, images=()) for p in points]
-            dealt = deal(points, FOLDS)
+            dealt = [number % FOLDS for number in range(len(points))]
         if len(points) < 2:
             raise OptionError(f"{len(points)} case is too few to calibrate on; give at least 2, better 20")
         for fold in sorted(set(dealt)):
@@ -488,7 +497,7 @@ def calibrate(
         quantiles[PAIRS] = _regions([points[i] for i in real], [scores[i] for i in real], corrected=False)
     counts = {kind: sum(p.kind == kind for p in points) for kind in kinds}
     traits = {kind: [list(p.traits) for p in points if p.kind == kind and p.traits] for kind in kinds}
-    return Calibration(name, calibrated_for, scale, quantiles, counts, traits)
+    return Calibration(name, calibrated_for, scale, quantiles, counts, traits, ndim=points[0].ndim)
 
 
 FEWEST, GUARANTEED = 4, 30
@@ -515,21 +524,39 @@ def write_calibration(calibration: Calibration, path: str | os.PathLike) -> Path
     return Path(path)
 
 
-def read_calibration(name: str | os.PathLike | Calibration = "general") -> Calibration:
+def read_calibration(name: str | os.PathLike | Calibration = "general", *, ndim: int | None = None) -> Calibration:
     """Read a packaged calibration by its name, or a file; one in memory is given back as it is.
+
+    Parameters
+    ----------
+    ndim
+        Of the images it is wanted for: of packaged ones, that of this name for these is taken.
 
     Raises
     ------
     InputError
         If there is none of that name, or the file is no calibration.
+    OptionError
+        If it is one of images of other dimension.
     """
-    if isinstance(name, Calibration):
-        return name
-    known = sorted(p.stem for p in CALIBRATIONS.glob("*.json"))
-    path = CALIBRATIONS / f"{name}.json"
+    found = name if isinstance(name, Calibration) else _read(name, ndim or 3)
+    if ndim is not None and found.ndim != ndim:
+        raise OptionError(
+            f"calibration '{found.name}' was learned on {found.ndim}-D images, these are {ndim}-D; "
+            "'verimorph calibrate' learns one for them"
+        )
+    return found
+
+
+def _read(name: str | os.PathLike, ndim: int) -> Calibration:
+    from verimorph.uncertainty.evidence import MAPS
+
+    ending = "" if ndim == 3 else f"-{ndim}d"
+    path = CALIBRATIONS / f"{name}{ending}.json"
     if not path.is_file():
         path = Path(name)
     if not path.is_file():
+        known = sorted(p.stem for p in CALIBRATIONS.glob("*.json") if not p.stem.endswith("-2d"))
         raise InputError(
             f"no calibration '{name}'{nearest(str(name), known)}; there are {', '.join(known)}, or give a file"
         )
@@ -541,7 +568,9 @@ def read_calibration(name: str | os.PathLike | Calibration = "general") -> Calib
         if any(len(net[-1][1]) != 2 for net in scale.networks):
             raise ValueError("of an earlier version, without a spread")
         if content.get("format") != FORMAT:
-            raise ValueError("of an earlier version, whose pairs were told from others by their mismatch")
+            raise ValueError("of an earlier version")
+        if unknown := [own for own in scale.names if own not in MAPS]:
+            raise ValueError(f"it asks for evidence that is not gathered: {', '.join(unknown)}")
         found = Calibration(scale=scale, **content)
         found.reach()
         return found

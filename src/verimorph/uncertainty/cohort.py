@@ -99,7 +99,7 @@ def cohort(results: Mapping[str, Mapping[str, Any]]) -> list[Standing]:
             Standing(
                 name,
                 str(verdict.get("verdict", "review")),
-                float(verdict.get("probability", math.nan)),
+                _probability(verdict),
                 float(medians[number]),
                 distance,
                 stands_out,
@@ -107,7 +107,12 @@ def cohort(results: Mapping[str, Mapping[str, Any]]) -> list[Standing]:
             )
         )
     order = {verdict: number for number, verdict in enumerate(_WORST)}
-    return sorted(out, key=lambda one: (order.get(one.verdict, 1), not one.stands_out, -one.probability))
+    return sorted(out, key=lambda one: (order.get(one.verdict, 1), not one.stands_out, -np.nan_to_num(one.probability)))
+
+
+def _probability(verdict: Mapping[str, Any]) -> float:
+    found = verdict.get("probability")
+    return math.nan if found is None else float(found)
 
 
 def threshold(count: int) -> float:

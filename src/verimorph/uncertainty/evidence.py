@@ -70,6 +70,22 @@ LOOKS = (
 where it is rich. More noise, or a farther start, told less: looks then differ where the result does not err."""
 
 
+AROUND = (1.0, 4.0)
+"""Widths over which distances of looks are averaged, voxels of the evidence grid."""
+PATCHES = (1.5, 4.0)
+"""Of the neighbourhoods that images are compared over."""
+RIPPLES = (1.0, 2.0, 3.0, 5.0, 8.0)
+"""Of the Gaussians that :func:`ripple` is measured with."""
+MAPS = (
+    *(f"{look.name} {width:g}" for look in LOOKS for width in AROUND),
+    *(f"{name} {width:g}" for width in PATCHES for name in ("mismatch", "contrast")),
+    *("texture", "stretch", "shear", "bend"),
+    *(f"ripple {width:g}" for width in RIPPLES),
+    "border",
+)
+"""All that is measured, in order."""
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """Maps on the evidence grid.
@@ -275,7 +291,7 @@ def _agreement(distances: dict[str, Tensor], grid: Grid, unit: float) -> dict[st
     out = {}
     for name, distance in distances.items():
         square = (distance / unit).square()[None, None]
-        for width in (1.0, 4.0):
+        for width in AROUND:
             out[f"{name} {width:g}"] = _smooth(square, grid, width).sqrt()[0, 0]
     return out
 
@@ -291,13 +307,13 @@ def _image_maps(base: Level, u: Tensor, matrix: ndarray, unit: float) -> dict[st
     fixed = base.fixed.tensor
     moved = field.warp(base.moving.tensor, u, matrix=base.moving.grid.inverse_affine @ matrix @ grid.affine)
     out: dict[str, Tensor] = {}
-    for width in (1.5, 4.0):
+    for width in PATCHES:
         mismatch, contrast = _local_correlation(fixed, moved, grid, width)
         out[f"mismatch {width:g}"], out[f"contrast {width:g}"] = mismatch, contrast
     out["texture"] = _texture(fixed, grid)
     out["stretch"] = field.jacobian_determinant(u)[0].clamp_min(1e-3).log().abs()
     out["shear"], out["bend"] = shearing(u, grid), bending(u, grid, unit)
-    for width in (1.0, 2.0, 3.0, 5.0, 8.0):
+    for width in RIPPLES:
         out[f"ripple {width:g}"] = ripple(u, grid, unit, width)
     out["border"] = border(base, u, matrix, unit)
     return out

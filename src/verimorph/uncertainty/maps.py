@@ -15,6 +15,13 @@ from verimorph.errors import InputError
 from verimorph.field import sample
 from verimorph.image import Image
 
+#: The map that ``metrics.json`` beside it speaks of.
+BOUND = "error_mm.nii.gz"
+
+
+class NothingSaidError(InputError):
+    """A result that says nothing about its error."""
+
 
 def values_at(image: Image, points: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
     """Values of a map at world points (RAS+ mm), linear between voxel centres; NaN outside the map.
@@ -35,12 +42,15 @@ def facts_of_result(path: Path) -> dict[str, Any]:
     Parameters
     ----------
     path
-        A result folder, or the ``error_mm.nii.gz`` in one. Of a map that lies alone only its sizes are known.
+        A result folder, or the ``error_mm.nii.gz`` in one. Of a map that lies alone, or has another name, only its
+        sizes are known.
 
     Raises
     ------
+    NothingSaidError
+        If a result says nothing about its error.
     InputError
-        If nothing is there, or nothing is said about the error.
+        If nothing is there.
     """
     from verimorph.io import read_image
 
@@ -48,7 +58,7 @@ def facts_of_result(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file; give what 'verimorph register --uncertainty' wrote")
     folder = path if path.is_dir() else path.parent
     facts = {}
-    if (folder / "metrics.json").is_file():
+    if (folder / "metrics.json").is_file() and (path.is_dir() or path.name == BOUND):
         try:
             metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
             facts = {key: dict(metrics[key]) for key in ("verdict", "uncertainty") if metrics.get(key)}
@@ -66,5 +76,5 @@ def facts_of_result(path: Path) -> dict[str, Any]:
             "p95_mm": float(np.percentile(known, 95)),
         }
     if not facts:
-        raise InputError(f"{folder}: says nothing about its error; register with --uncertainty")
+        raise NothingSaidError(f"{folder}: says nothing about its error; register with --uncertainty")
     return facts

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from verimorph.errors import InputError, VerimorphError
 from verimorph.image import Image
 from verimorph.uncertainty.assess import on_evidence, traits
 from verimorph.uncertainty.bound import (
+    ANY,
     FOLDS,
     FORMAT,
     LEVELS,
@@ -84,8 +86,8 @@ def measure_known(pair: KnownPair, *, kind: str, name: str, seed: int, images: t
     columns = np.stack([one.cpu().numpy().reshape(-1)[chosen] for one in evidence.maps.values()], axis=1)
     spread = evidence.spread.cpu().numpy().reshape(-1)[chosen]
     near = inside.reshape(grid.shape)
-    own = traits(pair.fixed, pair.moving, evidence, near)
-    held = Points(tuple(evidence.maps), columns, error, inside[chosen], kind, own, images)
+    own = traits(pair.fixed, pair.moving, evidence, near, share=float(near.mean()))
+    held = Points(tuple(evidence.maps), columns, error, inside[chosen], kind, own, images, grid.ndim)
     return Case(name, held, spread, evidence.unit_mm)
 
 
@@ -145,8 +147,9 @@ def measure_pair(
         error[chosen],
         np.ones(len(chosen), bool),
         kind,
-        traits(fixed, moving, evidence, near),
+        traits(fixed, moving, evidence, near, share=float(near.mean())),
         images,
+        fixed.grid.ndim,
     )
     return Case(name, held, evidence.spread.cpu().numpy()[index], evidence.unit_mm)
 
@@ -172,8 +175,10 @@ def collect_pairs(
     """Measure the pairs of a CSV (kind, fixed, moving, fixed_labels, moving_labels), relative to VERIMORPH_DATA."""
     from verimorph.data.cases import read_table
     from verimorph.io import read_image
+    from verimorph.io.safe import require_writable
 
     folder = Path(folder)
+    require_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = read_table(table)[0]
     root = Path(os.environ.get("VERIMORPH_DATA", str(table.parent)))
@@ -210,12 +215,24 @@ def images_of(patterns: Sequence[str]) -> list[tuple[str, Path]]:
     """
     out = []
     for text in patterns:
-        kind, sign, pattern = text.rpartition("=")
-        files = sorted(glob.glob(os.path.expanduser(pattern)))
+        kind, pattern = "images", text
+        files = _matching(text)
+        if not files and "=" in text:  # a path may have the sign in it
+            kind, _, pattern = text.partition("=")
+            files = _matching(pattern)
         if not files:
             raise InputError(f"no file fits '{pattern}'; give images, or KIND=PATTERN in quotes")
-        out += [(kind if sign else "images", Path(file)) for file in files]
+        if re.fullmatch(r"[A-Za-z0-9][\w-]*", kind) is None or kind == ANY or is_pairs(kind):
+            raise InputError(
+                f"'{kind}' cannot name a kind of images: letters, digits, - and _; 'any', and names that end in "
+                f"'{PAIRS}', have a meaning of their own"
+            )
+        out += [(kind, file) for file in files]
     return out
+
+
+def _matching(pattern: str) -> list[Path]:
+    return [Path(file) for file in sorted(glob.glob(os.path.expanduser(pattern)))]
 
 
 def collect(
@@ -228,8 +245,11 @@ def collect(
 ) -> list[Case]:
     """Measure so many cases of every kind, images in turn; what the folder holds already is read, not measured anew."""
     from verimorph.io import read_image
+    from verimorph.io.safe import require_writable
+    from verimorph.io.validate import check_finite, check_not_constant
 
     folder = Path(folder)
+    require_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = []
     for kind in dict.fromkeys(kind for kind, _ in images):
@@ -245,7 +265,10 @@ def collect(
         if path.is_file():
             out.append(read_case(path))
             continue
-        pair = known_pair(read_image(file), seed=own_seed)
+        image = read_image(file)
+        check_finite(image, "image", remedy="leave it out")
+        check_not_constant(image, "image")
+        pair = known_pair(image, seed=own_seed)
         case = measure_known(pair, kind=kind, name=name, seed=own_seed, images=(own,))
         write_case(case, path)
         out.append(case)
@@ -267,6 +290,7 @@ def write_case(case: Case, path: Path) -> None:
             kind=np.array(p.kind),
             traits=np.array(p.traits),
             images=np.array(p.images, dtype=str),
+            ndim=np.array(p.ndim),
             spread=case.spread.astype(np.float32),
             unit_mm=np.array(case.unit_mm),
             format=np.array(FORMAT),
@@ -287,6 +311,7 @@ def read_case(path: Path) -> Case:
                 str(held["kind"]),
                 tuple(held["traits"].tolist()),
                 tuple(str(image) for image in held["images"]),
+                int(held["ndim"]),
             )
             return Case(path.stem, points, held["spread"], float(held["unit_mm"]))
     except (OSError, KeyError, ValueError) as error:
@@ -304,7 +329,8 @@ class Check:
     kind, cases
         Of images; how many.
     coverage
-        By level: share of foreground voxels whose error is within the bound, mean over cases.
+        By level: share of foreground voxels whose error is within the bound, mean over cases; NaN, here and below,
+        where the calibration does not reach.
     background
         The same for the rest of the image, at 0.9.
     sharpness, pooled
@@ -345,12 +371,13 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
         evidence = p.evidence[:, [p.names.index(name) for name in held.scale.names]]
         error = p.error
         kind = held.kind_of(p.traits)
-        # A calibration of few cases does not reach every level: such a bound promises nothing, and holds.
-        none = np.full(len(error), np.inf)
+        # A calibration of few cases does not reach every level: there is no such bound, and nothing to say of it.
+        none = np.full(len(error), np.nan)
         bounds = {q: held.bound(evidence, inside, q, kind) if q <= held.reach(kind) else none for q in LEVELS}
-        within = [float((error <= bounds[q])[inside].mean()) for q in LEVELS]
+        within = [math.nan if q > held.reach(kind) else float((error <= bounds[q])[inside].mean()) for q in LEVELS]
         bound = bounds[0.9]
-        outside = float((error <= bound)[~inside].mean()) if (~inside).any() else np.nan
+        reached = 0.9 <= held.reach(kind)
+        outside = float((error <= bound)[~inside].mean()) if reached and (~inside).any() else np.nan
         size = held.scale.root_mean_square(evidence, inside)
         voxels.setdefault(p.kind, []).append(np.stack([error, bound, size])[:, inside])
         rows.setdefault(p.kind, []).append(
@@ -358,17 +385,17 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
                 within,
                 outside,
                 float(np.median(bound[inside]) / max(np.median(error[inside]), 1e-9)),
-                spearman(error[inside], bound[inside]),
-                ause(error[inside], bound[inside]),
+                spearman(error[inside], (bound if reached else size)[inside]),
+                ause(error[inside], (bound if reached else size)[inside]),
                 ause(error[inside], case.spread[inside]),
             )
         )
     out = []
     for kind, found in rows.items():
-        coverage = np.mean([row[0] for row in found], axis=0)
+        coverage = np.array([_mean_of_known(own) for own in zip(*(row[0] for row in found), strict=True)])
         table = np.array([row[1:] for row in found], dtype=float)
         # Pairs have no voxels around the anatomy.
-        rest = [float(np.nanmean(column)) if np.isfinite(column).any() else math.nan for column in table.T]
+        rest = [_mean_of_known(column) for column in table.T]
         errors, bounds, sizes = np.concatenate(voxels[kind], axis=1)
         known = not is_pairs(kind)
         out.append(
@@ -378,12 +405,18 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
                 {f"{q:g}": float(c) for q, c in zip(LEVELS, coverage, strict=True)},
                 *rest,
                 pooled=sharpness(errors, bounds),
-                ece=float(np.abs(coverage - np.array(LEVELS)).mean()),
+                ece=_mean_of_known(np.abs(coverage - np.array(LEVELS))),
                 uce=uncertainty_calibration_error(errors**2, sizes**2, binning="mass") if known else math.nan,
                 ence=expected_normalised_calibration_error(errors, sizes) if known else math.nan,
             )
         )
     return out
+
+
+def _mean_of_known(values: Sequence[float] | Float[ndarray, " n"]) -> float:
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def cross_validated(

@@ -68,10 +68,10 @@ _MISMATCH_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Verdict:
-    """``pass``, ``review`` or ``fail``, the probability of being broken, and why in one line."""
+    """``pass``, ``review`` or ``fail``, the probability of being broken (None: not known), and why in one line."""
 
     verdict: str
-    probability: float
+    probability: float | None
     reasons: str
 
 
@@ -214,7 +214,7 @@ def judge(facts: Mapping[str, float], calibration: Calibration) -> Verdict:
     """The verdict by the weights of a calibration; ``review`` where it has none."""
     learned = calibration.verdict
     if learned is None:
-        return Verdict("review", 0.5, f"calibration '{calibration.name}' holds no verdict")
+        return Verdict("review", None, f"calibration '{calibration.name}' holds no verdict")
     # A fact that could not be measured says nothing.
     pushes = {
         name: w * float(np.clip((facts[name] - m) / s, *CUT))
@@ -225,7 +225,7 @@ def judge(facts: Mapping[str, float], calibration: Calibration) -> Verdict:
     }
     probability = 1 / (1 + math.exp(-(learned["intercept"] + sum(pushes.values()))))
     if not math.isfinite(probability):
-        return Verdict("review", 0.5, "what the verdict is drawn from could not be measured")
+        return Verdict("review", None, "what the verdict is drawn from could not be measured")
     # Where no fact speaks against it all sound ones have one probability, which may be the threshold itself.
     review, fail = float(learned["review"]) + _TIE, float(learned["fail"]) + _TIE
     verdict = "fail" if probability > fail else "review" if probability > review else "pass"
