@@ -143,3 +143,8 @@ def test_a_verdict_without_a_probability_is_compared_and_said():
     facts = {"verdict": {"verdict": "review", "reasons": "holds no verdict", "probability": None}}
     assert [label for label, _ in in_words(facts)] == ["Verdict"]
     assert np.isnan(cohort({"a": facts, "b": FACTS})[-1].probability)
+
+
+def test_a_result_of_another_recipe_says_how_far_from_the_defaults_it_is():
+    facts = {"uncertainty": FACTS["uncertainty"] | {"reference_away_mm": 2.345}}
+    assert ("", "of it, the way to a registration by the defaults: median 2.35 mm") in in_words(facts)

@@ -118,6 +118,7 @@ def calibrate(
     if check is not None:
         held = read_calibration(check, ndim=found[0].points.ndim)
         _print(judge(found, held), f"calibration '{held.name}' on images it may not have seen")
+        typer.echo(f"{len(found)} cases, kept in {folder}")
         return
     assert output is not None
     points = [case.points for case in found]

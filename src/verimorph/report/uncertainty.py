@@ -75,6 +75,9 @@ def gather(registration: Any, survey: Survey) -> Sureness | None:
         ),
         Fact("Displacement spread, median", number(_percentile(spread, 50)), "mm", "", "one deviation; no bound"),
     ]
+    if found.reference_away_mm is not None:
+        away = number(found.reference_away_mm)
+        facts.append(Fact("Way to a registration by the defaults, median", away, "mm", "", "it is a part of the bound"))
     volumes, half = _volume_rows(found.volumes)
     return Sureness(
         found.verdict,

@@ -322,7 +322,8 @@ def _words_for_kind(held: Calibration, kind: str) -> str:
     if kind == PAIRS:
         also = "these are two scans that differ, of no kind of pair among these: the bound is that of all such pairs"
         return f"{held.calibrated_for}; {also}"
-    return f"{held.calibrated_for}; of these, this pair resembles {kind} ({held.cases[kind]} cases)"
+    words = f"{held.calibrated_for}; of these, this pair resembles {kind} ({held.cases[kind]} cases)"
+    return words if kind in held.quantiles else f"{words}, too few for a bound of their own: it is that of all together"
 
 
 def on_evidence(inside: Bool[ndarray, "*space"], grid: Grid) -> Bool[ndarray, "*space"]:

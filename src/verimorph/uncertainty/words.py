@@ -44,7 +44,7 @@ def in_words(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     ----------
     metrics
         ``verdict``: ``verdict``, ``reasons``, ``probability``; ``uncertainty``: ``level``, ``calibration``,
-        ``calibrated_for``, ``median_mm``, ``p95_mm``.
+        ``calibrated_for``, ``median_mm``, ``p95_mm``, ``reference_away_mm``.
     """
     lines = []
     verdict, bound = metrics.get("verdict") or {}, metrics.get("uncertainty") or {}
@@ -59,6 +59,8 @@ def in_words(metrics: dict[str, Any]) -> list[tuple[str, str]]:
             where = "every voxel" if level is None else "the foreground"
             parts.append(f"median {bound['median_mm']:.3g} mm, 95th percentile {bound['p95_mm']:.3g} mm over {where}")
         lines.append(("Error bound", "; ".join(parts)))
+        if (away := bound.get("reference_away_mm")) is not None:
+            lines.append(("", f"of it, the way to a registration by the defaults: median {away:.3g} mm"))
         if level is not None:
             lines += [("Meaning", meaning(level)), ("", LIMITS)]
         for label, key in (("Calibrated on", "calibration"), ("Holds for", "calibrated_for")):
