@@ -56,6 +56,11 @@ def test_a_variant_brings_its_terms_and_scheme():
         ({"method": "voxelmorph", "objective": "lnc"}, [], "unknown term 'lnc'; did you mean 'lncc'"),
         ({"method": "voxelmorph", "phases": [{"freeze": ["("]}]}, [], r"'\(' is no regular expression"),
         ({"method": "voxelmorph"}, ["steps"], "write key=value"),
+        ({"method": "voxelmorph"}, ["optimiser.betas=[0.9]"], r"optimiser\.betas: list should have at least 2 items"),
+        ({"method": "voxelmorph"}, ["optimiser.settings={betas: [0.9]}"], r"optimiser 'adam' cannot take .*0\.9"),
+        ({"method": "voxelmorph"}, ["seed=-1"], "seed: input should be greater than or equal to 0, got -1"),
+        ({"method": "voxelmorph"}, ["seed=1e20"], r"seed: .*got 1e\+20"),
+        ({"method": "voxelmorph"}, ["objective=mse:weight=0"], "nothing is left to lower, the weight of mse is 0"),
         ({"method": "voxelmorph", "start": "foo"}, [], "start: input should be 'none', 'centres', 'rigid' or 'affine'"),
         ({"method": "voxelmorph", "licence": {1, 2}}, [], "not JSON serializable; write numbers, texts"),
         ({"method": "voxelmorph", "steps": 3}, ["steps.x=2"], "'steps' is a value"),
@@ -260,6 +265,10 @@ def test_a_run_goes_on_with_what_it_began_with_alone(pairs, tmp_path):
     before = (run / "recipe.yaml").read_text()
     for change, told in (
         ({"batch": 2}, "batch"),
+        ({"optimiser": {"weight_decay": 0.5}}, r"another optimiser\.weight_decay;"),
+        ({"optimiser": {"name": "sgd"}}, r"another optimiser\.name;"),
+        ({"precision": "bf16-mixed"}, "another precision;"),
+        ({"start_from": "runs/other"}, "another start_from;"),
         ({"seed": 3}, "seed"),
         ({"objective": "mse+diffusion:weight=0.5+dice"}, "objective"),
         ({"model": {"encoder": [8, 4], "decoder": [4, 4], "tail": [4]}}, "another recipe"),

@@ -156,6 +156,9 @@ def _identity(setup: Setup) -> dict[str, str]:
         "batch": [recipe.batch, recipe.accumulate],
         "seed": recipe.seed,
         "objective": terms,
+        "precision": recipe.precision,
+        # As it was written: a folder that is elsewhere on another machine is still the same start.
+        "start_from": [[one.start_from, one.strict] for one in (recipe, *(recipe.phases or ()))],
     }
     return {
         name: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
