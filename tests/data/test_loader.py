@@ -104,6 +104,24 @@ def test_workers_give_what_the_main_process_gives(folder_config):
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
 
 
+def test_what_workers_share_does_not_outlive_a_killed_run(folder_config, tmp_path, monkeypatch):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = build_data(folder_config)
+    left._share()
+    folder = left.store.folder
+    data = build_data(folder_config)
+    data._share()
+    assert folder.is_dir(), "its process lives"
+    os.close(left._folder._stream)  # as the system does when a process is killed
+    left._folder._stream = None
+    again = build_data(folder_config)
+    again._share()
+    assert not folder.exists()
+    assert data.store.folder.is_dir()
+
+
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
 def test_a_worker_killed_while_it_hands_a_batch_over_is_the_same_message(error):
     def batches():

@@ -284,6 +284,22 @@ def test_a_run_goes_on_with_what_it_began_with_alone(pairs, tmp_path):
         run_recipe(small(pairs, steps=6), run, accelerator="cpu", resume=True)
 
 
+def test_two_runs_do_not_share_a_folder(pairs, tmp_path, monkeypatch):
+    from verimorph.train import run as module
+
+    run, tried = tmp_path / "run", []
+
+    def meanwhile(setup) -> None:
+        for resume in (False, True):
+            with pytest.raises(InputError, match="another process is training there"):
+                module.run_recipe(small(pairs), run, accelerator="cpu", resume=resume)
+            tried.append(resume)
+
+    assert module.run_recipe(small(pairs, steps=1), run, accelerator="cpu", on_setup=meanwhile).steps == 1
+    assert tried == [False, True]
+    assert not (run / ".lock").exists()
+
+
 def test_what_acts_on_validations_needs_them(pairs):
     from verimorph.train.run import set_up
 

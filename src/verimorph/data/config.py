@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +25,7 @@ from verimorph.data.preparation import Preparation
 from verimorph.data.store import Store
 from verimorph.data.synthetic import SyntheticSettings
 from verimorph.errors import InputError, OptionError, nearest
+from verimorph.io.lock import TemporaryFolder
 
 #: Where ``${VERIMORPH_DATA}`` leads when it is not set.
 DEFAULT_DATA = "../shared/data"
@@ -218,7 +218,7 @@ class Data:
     single: bool = False
     workers: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
-    _folder: TemporaryDirectory | None = field(default=None, repr=False)
+    _folder: TemporaryFolder | None = field(default=None, repr=False)
 
     @property
     def classes(self) -> int:
@@ -262,8 +262,8 @@ class Data:
     def _share(self) -> None:
         """Let workers read the same files: arrays in the memory of this process would be copied to each of them."""
         if self.store is not None and self.store.folder is None:
-            self._folder = TemporaryDirectory(prefix="verimorph-cache-")
-            self.store.folder = Path(self._folder.name)
+            self._folder = TemporaryFolder("verimorph-cache-")
+            self.store.folder = self._folder.path
         self.fill()
 
     def pair(self, fixed: str, moving: str) -> Batch:
