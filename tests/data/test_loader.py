@@ -266,6 +266,31 @@ def test_unknown_settings_are_refused_with_the_nearest(folder_config, tmp_path):
         build_data({**folder_config, "noisy_labels": str(tmp_path / "none")})
 
 
+def test_label_maps_that_say_no_classes_are_refused(folder_config, folder_set):
+    folder = {name: value for name, value in folder_config["folder"].items() if name != "label_names"}
+    file = folder_set / "labels" / "s1_0.nii.gz"
+    affine, voxels = np.eye(4), np.ones((8, 9, 10), np.float32)
+    for value, said in (
+        (np.nan, "label map s1_0.nii.gz: 1 NaN"),
+        (0.5, "holds whole numbers"),
+        (-1, "holds -1.*data.classes"),
+    ):
+        voxels[0, 0, 0] = value
+        nib.save(nib.Nifti1Image(voxels, affine), file)
+        with pytest.raises(InputError, match=said):
+            build_data({**folder_config, "folder": folder})
+    labels = build_data({**folder_config, "folder": folder, "classes": [1]}).store["s1_0"].labels
+    assert set(np.unique(labels)) <= {0, 1}, "what is not among the classes is background"
+    with pytest.raises(OptionError, match="label_names holds -1; give label values above 0"):
+        build_data({**folder_config, "folder": {**folder_config["folder"], "label_names": {-1: "ignored", 1: "a"}}})
+
+
+def test_an_image_of_one_value_is_refused(folder_config, folder_set):
+    nib.save(nib.Nifti1Image(np.full((8, 9, 10), 7.0, np.float32), np.eye(4)), folder_set / "images" / "s1_0.nii.gz")
+    with pytest.raises(InputError, match=r"image of case s1_0 s1_0\.nii\.gz: all voxels are 7"):
+        build_data(folder_config).store["s1_0"]
+
+
 def test_variables_in_paths(monkeypatch):
     monkeypatch.setenv("VERIMORPH_DATA", "/somewhere")
     assert str(expand("${VERIMORPH_DATA}/x")) == "/somewhere/x"

@@ -526,6 +526,42 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, fabric, tiny, phantom
     assert read_checkpoint(tmp_path / "checkpoints")["step"] == 2
 
 
+def test_a_disk_full_before_the_first_checkpoint_promises_no_other(tmp_path, monkeypatch):
+    def full(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ResourceError, match="disk is full") as error:
+        write_checkpoint(tmp_path / "checkpoints", 1, {"step": 1})
+    assert "--resume" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (
+            ResourceError("a data worker ended unexpectedly"),
+            "a data worker ended unexpectedly; the last good checkpoint is",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory to prepare a batch"),
+    ],
+)
+def test_where_data_fail_the_last_checkpoint_is_named(tmp_path, fabric, tiny, phantoms, raised, said):
+    def batches(start):
+        yield from (phantoms.pair(number) for number in range(3))
+        raise raised
+
+    with pytest.raises(ResourceError, match=rf"^{said}.*step-00000002, --resume goes on from it$"):
+        train(
+            tiny,
+            phases=[phase(9)],
+            train_batches=batches,
+            folder=tmp_path,
+            options=quick(checkpoint_every=2),
+            fabric=fabric,
+        )
+
+
 def test_two_checkpoints_are_kept_and_a_damaged_one_passed_over(tmp_path):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step, {"step": step, "model": {"w": torch.full((2,), float(step))}})
@@ -737,6 +773,8 @@ def test_the_cpu_keeps_channels_innermost_unless_told(tmp_path, phantoms, asked,
 def test_devices_that_are_not_there_are_refused():
     with pytest.raises(OptionError, match="did you mean 'bf16-mixed'"):
         make_fabric(accelerator="cpu", precision="bf16-mixd")
+    with pytest.raises(OptionError, match="16-mixed needs a GPU; on the CPU give bf16-mixed or 32-true"):
+        make_fabric(accelerator="cpu", precision="16-mixed")
     if not torch.cuda.is_available():
         with pytest.raises(OptionError, match="cannot train on 1 x cuda"):
             make_fabric(accelerator="cuda")

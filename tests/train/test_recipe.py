@@ -323,6 +323,23 @@ def test_a_grid_that_the_network_cannot_take_is_refused(pairs):
         set_up(settle(settings))
 
 
+@pytest.mark.parametrize(
+    ("name", "model", "said"),
+    [
+        ("voxelmorph", {"encoder": [8, "x"]}, r"encoder is \[8, 'x'\]; give whole numbers above 0, such as \[16, 32"),
+        ("voxelmorph", {"encoder": [0, 8]}, r"encoder is \[0, 8\]; give whole numbers above 0"),
+        ("voxelmorph", {"encoder": 8}, "encoder is 8; give whole numbers above 0"),
+        ("voxelmorph", {"pooling": 3}, "pooling is 3; give a text, such as max"),
+        ("lku-net", {"start": 0}, "with start 0: a layer has no channels"),
+        ("transmorph", {"embedding": 0}, "cannot be built with embedding 0"),
+        ("transmorph", {"drop_path": 3}, r"cannot be built with drop_path 3 \(Drop path prob"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_one_line(name, model, said):
+    with pytest.raises(OptionError, match=f"^method '{name}'.*{said}"):
+        method(name).model(**model)
+
+
 def test_segmentation_needs_single_images(pairs):
     from verimorph.train.run import set_up
 

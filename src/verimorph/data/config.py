@@ -25,6 +25,7 @@ from verimorph.data.preparation import Preparation
 from verimorph.data.store import Store
 from verimorph.data.synthetic import SyntheticSettings
 from verimorph.errors import InputError, OptionError, nearest
+from verimorph.io import validate
 from verimorph.io.lock import TemporaryFolder
 
 #: Where ``${VERIMORPH_DATA}`` leads when it is not set.
@@ -467,12 +468,22 @@ def _class_values(settings: DataConfig, dataset: Dataset, ids: Iterable[str]) ->
             raise OptionError(f"data: data set {dataset.name} has no label {unknown[0]}; it has {_few(dataset)}")
         return tuple(settings.classes)
     if dataset.label_names:
+        if min(dataset.label_names) < 1:
+            raise OptionError(
+                f"data: label_names holds {min(dataset.label_names)}; give label values above 0, the background is none"
+            )
         return tuple(sorted(dataset.label_names))
     found: set[int] = set()
     for id in ids:
         labels = dataset.case(id).read_labels()
         if labels is not None:
-            found |= {int(value) for value in np.unique(labels.array)}
+            values = np.unique(validate.whole_numbers(labels, "label map"))
+            if values[0] < 0:
+                raise InputError(
+                    f"label map {labels.name}: holds {values[0]}, and label values are above 0; name those that count "
+                    "in data.classes, and what is not among them is background"
+                )
+            found |= {int(value) for value in values}
     return tuple(sorted(found - {0}))
 
 

@@ -324,6 +324,14 @@ class _Run:
             if getattr(error, "filename", None) is not None:  # a file of the data, not a worker's socket
                 raise
             raise ResourceError(self._worker_ended()) from error
+        except ResourceError as error:
+            raise ResourceError(f"{error}{self._go_on()}") from error
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise ResourceError(
+                f"not enough memory to prepare a batch of images; use a smaller shape or batch{self._go_on()}"
+            ) from error
         self.drawn += 1
         return self._on_device(checked_batch(batch, objective))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,7 +129,7 @@ def make_fabric(
     Raises
     ------
     OptionError
-        For a precision that is unknown, or a device that is not there.
+        For a precision that is unknown or that the device has not, or a device that is not there.
     """
     if precision not in PRECISIONS:
         raise OptionError(f"unknown precision '{precision}'{nearest(precision, PRECISIONS)}")
@@ -139,10 +140,14 @@ def make_fabric(
         strategy = DDPStrategy(find_unused_parameters=True)
     try:
         settings: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "num_nodes": nodes}
-        fabric = Fabric(**settings | {"precision": precision, "strategy": strategy})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported")  # refused below
+            fabric = Fabric(**settings | {"precision": precision, "strategy": strategy})
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise OptionError(f"cannot train on {devices} x {accelerator}: {reason}") from error
+    if precision == "16-mixed" and fabric.device.type == "cpu":
+        raise OptionError("precision 16-mixed needs a GPU; on the CPU give bf16-mixed or 32-true")
     fabric.launch()
     return fabric
 
