@@ -285,6 +285,20 @@ def test_label_maps_that_say_no_classes_are_refused(folder_config, folder_set):
         build_data({**folder_config, "folder": {**folder_config["folder"], "label_names": {-1: "ignored", 1: "a"}}})
 
 
+def test_the_air_of_a_ct_is_what_moves_in_from_outside(folder_config, folder_set, tmp_path):
+    voxels = np.full((8, 9, 10), -1000, np.float32)
+    voxels[2:6, 2:6, 2:6] = 40
+    for file in (folder_set / "images").iterdir():
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), file)
+    settings = {**folder_config, "augment": {"affine": 1.0, "shift": 0.5}, "cache": str(tmp_path / "cache")}
+    for _ in range(2):  # prepared, and read from the cache
+        for batch in take(build_data(settings), 4):
+            assert not (batch["fixed"] == 0).any()
+            assert batch["fixed"].min() == -1000
+    images = {**folder_config, "synthetic": {"kind": "images", "velocity": 2.0, "scales": [4]}}
+    assert not (next(build_data(images).train_batches())["moving"] == 0).any()
+
+
 def test_an_image_of_one_value_is_refused(folder_config, folder_set):
     nib.save(nib.Nifti1Image(np.full((8, 9, 10), 7.0, np.float32), np.eye(4)), folder_set / "images" / "s1_0.nii.gz")
     with pytest.raises(InputError, match=r"image of case s1_0 s1_0\.nii\.gz: all voxels are 7"):

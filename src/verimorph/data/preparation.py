@@ -275,7 +275,7 @@ class Preparation:
     def _channels(self, image: Image, index_to_world: Float[ndarray, "h h"]) -> Float[Tensor, "c *space"]:
         validate.check_finite(image, "image")
         values = self.intensities(image.array)
-        background = default_background(image) if self.intensity == "none" else 0.0
+        background = self.background(image)
         matrix = image.grid.inverse_affine @ index_to_world
         coarser = np.linalg.norm(matrix[:-1, :-1], axis=1)
         sigma = np.sqrt(np.clip(coarser**2 - 1, 0, None)) / (2 * np.sqrt(2 * np.log(2)))
@@ -284,6 +284,10 @@ class Preparation:
         smooth = field.gaussian_smooth(values[None], sigma.tolist())
         still = torch.zeros(1, self.ndim, *self.shape)
         return field.warp(smooth, still, matrix=matrix, background=background)[0]
+
+    def background(self, image: Image) -> float:
+        """Return the grey value outside an image on the model grid: 0; for ``none``, the air of a CT, else 0."""
+        return default_background(image) if self.intensity == "none" else 0.0
 
     def intensities(self, voxels: Shaped[ndarray, "*space"]) -> Float[Tensor, "c *space"]:
         """Scale grey values, wherever they lie. A constant image becomes 0 (but for ``windows`` and ``none``)."""
