@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from verimorph.errors import MissingExtraError, OptionError, nearest
 
@@ -133,6 +134,10 @@ def make_fabric(
     """
     if precision not in PRECISIONS:
         raise OptionError(f"unknown precision '{precision}'{nearest(precision, PRECISIONS)}")
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if precision == "16-mixed" and (accelerator == "cpu" or (accelerator == "auto" and not gpu)):
+        # Fabric would take bfloat16 in its place.
+        raise OptionError("precision 16-mixed needs a GPU; on the CPU give bf16-mixed or 32-true")
     many = nodes > 1 or (isinstance(devices, int) and devices > 1) or devices in ("auto", "-1")
     strategy: Any = "auto"
     if many:
@@ -140,14 +145,10 @@ def make_fabric(
         strategy = DDPStrategy(find_unused_parameters=True)
     try:
         settings: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "num_nodes": nodes}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported")  # refused below
-            fabric = Fabric(**settings | {"precision": precision, "strategy": strategy})
+        fabric = Fabric(**settings | {"precision": precision, "strategy": strategy})
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise OptionError(f"cannot train on {devices} x {accelerator}: {reason}") from error
-    if precision == "16-mixed" and fabric.device.type == "cpu":
-        raise OptionError("precision 16-mixed needs a GPU; on the CPU give bf16-mixed or 32-true")
     fabric.launch()
     return fabric
 
