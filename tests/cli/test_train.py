@@ -38,6 +38,19 @@ def test_a_method_is_trained_on_a_folder_and_goes_on(verimorph, folder, tmp_path
     assert Card.from_json((run / "model" / "card.json").read_bytes()).steps == 2
     again = verimorph("train", "voxelmorph", "--folder", folder, *SMALL, "--steps", 2, "-o", run)
     again.assert_user_error("holds a run already", "--resume")
+    before = (run / "recipe.yaml").read_text(encoding="utf-8")
+    for change, said in (
+        ("optimiser.weight_decay=0.5", "another optimiser.weight_decay;"),
+        ("ema=0.9", "another ema;"),
+    ):
+        refused = verimorph("train", "-o", run, "--resume", "--set", change, "--device", "cpu")
+        assert refused.code == 2
+        assert said in refused.err.splitlines()[-1]
+        assert "Traceback" not in refused.err
+        assert (run / "recipe.yaml").read_text(encoding="utf-8") == before
+    nothing = verimorph("train", "-o", run, "--resume", "--device", "cpu")
+    assert nothing.code == 0, nothing.err
+    assert nothing.out.startswith("2 steps, nothing is left to do; ask for more steps")
     more = verimorph("train", "-o", run, "--resume", "--steps", 3, "--device", "cpu")
     assert more.code == 0, more.err
     with open(run / "log.csv", encoding="utf-8") as stream:

@@ -81,6 +81,26 @@ def test_random_turns_keep_the_shape():
     assert len(seen) == 8  # the turns of a square prism
 
 
+def test_random_turns_keep_the_size_of_the_voxels():
+    sample, spacing = blob((16, 16, 16)), (1.0, 1.0, 3.0)
+    seen = {tuple(random_turn(sample, np.random.default_rng(s), spacing=spacing).points[0].tolist()) for s in range(60)}
+    assert len(seen) == 8  # the turns of a square prism
+    assert {point[2] for point in seen} == {11, 4}, "the axis of thick slices stays"
+    settings = Augmentation(turn=1)
+    turned = [augment(sample, settings, np.random.default_rng(s), spacing=spacing) for s in range(20)]
+    assert {float(one.points[0, 2]) for one in turned} == {11, 4}
+
+
+def test_what_comes_in_from_outside_is_the_background():
+    shift = np.eye(4)
+    shift[0, 3] = 6
+    sample = Sample(torch.full((2, 8, 8, 8), 40.0), background=torch.tensor([-1000.0, 5.0]))
+    moved = deform(flip(turn(sample, [((0, 1), 1)]), [1]), shift).image
+    assert torch.equal(moved[:, :2], torch.full((2, 2, 8, 8), 40.0))
+    assert torch.equal(moved[:, 3:], torch.tensor([-1000.0, 5.0])[:, None, None, None].expand(2, 5, 8, 8))
+    assert not deform(Sample(sample.image), shift).image[:, 3:].any()
+
+
 def test_affine_and_elastic_move_points_against_images(random):
     settings = Augmentation(affine=1, elastic=1, elastic_voxels=1.5, elastic_spacing=8)
     sample = blob((24, 24, 24), (10, 12, 13))

@@ -90,6 +90,22 @@ def test_learn2reg_file(tmp_path, write):
     assert np.allclose(case.read_points(case.read_images()[0]).coordinates, [[1, 2, 3], [4, 5, 6]])
 
 
+def test_a_learn2reg_file_with_other_than_paths_is_refused(tmp_path):
+    file = tmp_path / "X_dataset.json"
+    for content, said in (
+        (
+            {"registration_val": [{"fixed": "a.nii.gz", "moving": "b.nii.gz"}, {"fixed": 5, "moving": "b"}]},
+            "pair 2 is 5",
+        ),
+        ({"registration_val": [{"fixed": "a.nii.gz", "moving": None}]}, "moving of pair 1 is None; give the path"),
+        ({"registration_val": [{"fixed": ["a"], "moving": "b"}]}, r"registration_val: fixed of pair 1 is \['a'\]"),
+        ({"training": 5}, "'training' is 5; give a list of images"),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=said):
+            read_learn2reg(file)
+
+
 def test_pickles_make_arrays_and_nothing_else(tmp_path):
     arrays = (np.arange(24.0).reshape(2, 3, 4)[None], np.ones((2, 3, 4), np.uint16))
     (tmp_path / "good.pkl").write_bytes(pickle.dumps(arrays))

@@ -104,6 +104,24 @@ def test_workers_give_what_the_main_process_gives(folder_config):
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
 
 
+def test_what_workers_share_does_not_outlive_a_killed_run(folder_config, tmp_path, monkeypatch):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = build_data(folder_config)
+    left._share()
+    folder = left.store.folder
+    data = build_data(folder_config)
+    data._share()
+    assert folder.is_dir(), "its process lives"
+    os.close(left._folder._stream)  # as the system does when a process is killed
+    left._folder._stream = None
+    again = build_data(folder_config)
+    again._share()
+    assert not folder.exists()
+    assert data.store.folder.is_dir()
+
+
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
 def test_a_worker_killed_while_it_hands_a_batch_over_is_the_same_message(error):
     def batches():
@@ -246,6 +264,45 @@ def test_unknown_settings_are_refused_with_the_nearest(folder_config, tmp_path):
             build_data({**folder_config, **change})
     with pytest.raises(InputError, match="no such folder of noisy labels"):
         build_data({**folder_config, "noisy_labels": str(tmp_path / "none")})
+
+
+def test_label_maps_that_say_no_classes_are_refused(folder_config, folder_set):
+    folder = {name: value for name, value in folder_config["folder"].items() if name != "label_names"}
+    file = folder_set / "labels" / "s1_0.nii.gz"
+    affine, voxels = np.eye(4), np.ones((8, 9, 10), np.float32)
+    for value, said in (
+        (np.nan, "label map s1_0.nii.gz: 1 NaN"),
+        (0.5, "holds whole numbers"),
+        (-1, "holds -1.*data.classes"),
+    ):
+        voxels[0, 0, 0] = value
+        nib.save(nib.Nifti1Image(voxels, affine), file)
+        with pytest.raises(InputError, match=said):
+            build_data({**folder_config, "folder": folder})
+    labels = build_data({**folder_config, "folder": folder, "classes": [1]}).store["s1_0"].labels
+    assert set(np.unique(labels)) <= {0, 1}, "what is not among the classes is background"
+    with pytest.raises(OptionError, match="label_names holds -1; give label values above 0"):
+        build_data({**folder_config, "folder": {**folder_config["folder"], "label_names": {-1: "ignored", 1: "a"}}})
+
+
+def test_the_air_of_a_ct_is_what_moves_in_from_outside(folder_config, folder_set, tmp_path):
+    voxels = np.full((8, 9, 10), -1000, np.float32)
+    voxels[2:6, 2:6, 2:6] = 40
+    for file in (folder_set / "images").iterdir():
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), file)
+    settings = {**folder_config, "augment": {"affine": 1.0, "shift": 0.5}, "cache": str(tmp_path / "cache")}
+    for _ in range(2):  # prepared, and read from the cache
+        for batch in take(build_data(settings), 4):
+            assert not (batch["fixed"] == 0).any()
+            assert batch["fixed"].min() == -1000
+    images = {**folder_config, "synthetic": {"kind": "images", "velocity": 2.0, "scales": [4]}}
+    assert not (next(build_data(images).train_batches())["moving"] == 0).any()
+
+
+def test_an_image_of_one_value_is_refused(folder_config, folder_set):
+    nib.save(nib.Nifti1Image(np.full((8, 9, 10), 7.0, np.float32), np.eye(4)), folder_set / "images" / "s1_0.nii.gz")
+    with pytest.raises(InputError, match=r"image of case s1_0 s1_0\.nii\.gz: all voxels are 7"):
+        build_data(folder_config).store["s1_0"]
 
 
 def test_variables_in_paths(monkeypatch):

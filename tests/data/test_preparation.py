@@ -36,6 +36,18 @@ def test_volume_reads_world_positions(oblique_grid, ndim, flip):
     assert np.allclose(prepared.volume(image, matrix)[0].numpy(), expected, atol=1e-3)
 
 
+def test_a_grid_that_cannot_fit_is_refused(oblique_grid):
+    image = ramp(oblique_grid(3, (19, 17, 15)))
+    for spacing, said in (
+        (1e9, "mm long; give voxels smaller"),
+        (1e-9, "lies within one voxel.*give a larger spacing"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            Preparation(shape=(5, 4, 3), spacing_mm=spacing).index_to_world(image)
+    with pytest.raises(OptionError, match=r"shape is .* no computer has memory"):
+        Preparation(shape=(100_000, 100_000, 16))
+
+
 @pytest.mark.parametrize("code", ["LPS", "PSR", "RAS", "LAS"])
 def test_axes_are_canonical_and_centred(code):
     shape = (10, 12, 14)

@@ -20,7 +20,7 @@ from torch import nn
 from verimorph.errors import InputError, OptionError, ResourceError, VerimorphWarning
 from verimorph.methods.card import Card, TrainingData
 from verimorph.methods.checkpoint import save_model
-from verimorph.objective import build_objective
+from verimorph.objective import Objective, Schedule, build_objective
 from verimorph.train.loop import TrainingError, train
 from verimorph.train.options import Options, make_fabric
 from verimorph.train.phases import Optimiser, Part, Phase
@@ -229,6 +229,133 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, fabric, phantoms):
         run("mae")
 
 
+def test_settings_that_decide_the_result_are_refused_on_the_way(tmp_path, fabric, phantoms):
+    begun = {"name": "adam", "lr": 1e-2, "settings": {"weight_decay": 0.1}}
+
+    def run(optimiser=(), last=3, ema=None, **more) -> int:
+        own = Optimiser(**{**begun, **dict(optimiser)})
+        result = train(
+            TinyNet(),
+            phases=[phase(more.pop("first", 2), name="first"), phase(last, optimiser=own, name="second", **more)],
+            train_batches=phantoms.train_batches,
+            folder=tmp_path,
+            options=quick(ema=ema),
+            on_begin=lambda: began.append(True),
+            fabric=fabric,
+            resume=True,
+        )
+        return result.steps
+
+    began: list[bool] = []
+    assert run() == 5
+    for change, said in (
+        ({"optimiser": {"settings": {"weight_decay": 0.5}}}, r"another phases\.1\.optimiser\.weight_decay;"),
+        ({"optimiser": {"name": "sgd", "settings": {"momentum": 0.9}}}, r"another phases\.1\.optimiser\.name;"),
+        ({"first": 1}, r"another phases\.0\.steps;"),
+        ({"freeze": ("encoder",)}, r"another phases\.1\.freeze;"),
+        ({"symmetric": True, "ema": 0.9}, r"another ema and phases\.1\.symmetric;"),
+        ({"parts": (Part("head|encoder", Optimiser(**begun)),)}, r"another phases\.1\.match;"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run(**change)
+        assert began == [True], "refused before anything is written"
+    assert run(optimiser={"lr": 1e-3, "schedule": "cosine"}, last=4) == 6
+
+
+def test_patience_ends_a_phase_and_the_next_one_begins(tmp_path, fabric, phantoms):
+    # The second phase begins worse than the first was, and gets better: nothing of that is its end.
+    values = {2: 0.8, 4: 0.7, 6: 0.7, 8: 0.5, 10: 0.55, 12: 0.6, 14: 0.6, 16: 0.6}
+    kept: list[int] = []
+
+    def run(folder: Path, *, resume: bool = False, until: int | None = None):
+        torch.manual_seed(5)
+        now: list[int] = [0]
+
+        def on_step(progress) -> None:
+            now[0] = progress.step
+            if progress.step == until:
+                raise KeyboardInterrupt
+
+        return train(
+            TinyNet(),
+            phases=[phase(50, name="first"), phase(40, "mae", name="second", optimiser=Optimiser("sgd", 1e-1))],
+            train_batches=phantoms.train_batches,
+            folder=folder,
+            options=quick(validate_every=2, patience=2, ema=0.9, checkpoint_every=3),
+            validate=lambda model: Validation({"dice": values[now[0]]}),
+            on_best=lambda model, metrics, step: kept.append(step),
+            on_step=on_step,
+            fabric=fabric,
+            resume=resume,
+        )
+
+    whole = run(tmp_path / "whole")
+    assert (whole.steps, whole.stopped_early, whole.best_step) == (16, True, 2)
+    assert kept == [2]
+    assert [row["phase"] for row in rows(tmp_path / "whole" / "log.csv")] == ["first"] * 6 + ["second"] * 10
+    for until in (7, 11):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / str(until), until=until)
+        run(tmp_path / str(until), resume=True)
+        assert rows(tmp_path / "whole" / "log.csv") == rows(tmp_path / str(until) / "log.csv")
+
+
+def test_what_a_term_has_learned_goes_on_in_the_next_phase(tmp_path, fabric, phantoms):
+    class Shift(nn.Module):
+        """A term with a weight of its own."""
+
+        needs, passes = ("field",), ()
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = nn.Parameter(torch.ones(()))
+
+        def forward(self, tensors, *, spacing=None, reduction="mean", weight=None):
+            return ((tensors["field"] - self.own) ** 2).mean()
+
+    def run(folder: Path, *, resume: bool = False, until: int | None = None) -> None:
+        torch.manual_seed(5)
+        learned, other = Objective([("shift", Shift(), 1.0)]), build_objective("mse")
+        order = ((learned, "first"), (other, "second"), (learned, "third"))
+
+        def on_step(progress) -> None:
+            if progress.step == until:
+                raise KeyboardInterrupt
+
+        train(
+            TinyNet(),
+            phases=[Phase(2, one, name=name, parts=(Part(optimiser=Optimiser(lr=1e-2)),)) for one, name in order],
+            train_batches=phantoms.train_batches,
+            folder=folder,
+            options=quick(checkpoint_every=1),
+            on_step=on_step,
+            fabric=fabric,
+            resume=resume,
+        )
+
+    run(tmp_path / "whole")
+    for until in (3, 5):  # the newest checkpoint is of a border, and of the phase after it
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / str(until), until=until)
+        run(tmp_path / str(until), resume=True)
+        assert losses(tmp_path / "whole") == losses(tmp_path / str(until))
+
+
+def test_an_objective_without_weight_is_refused_and_a_schedule_from_nothing_is_not(tmp_path, fabric, tiny, phantoms):
+    with pytest.raises(OptionError, match="nothing is left to lower, the weight of mse and of diffusion is 0"):
+        phase(1, "mse:weight=0+diffusion:weight=0")
+    rising = Objective([(build_objective("mse").terms[0], Schedule(0.0, 1.0))])
+    train(
+        tiny,
+        phases=[Phase(3, rising)],
+        train_batches=phantoms.train_batches,
+        folder=tmp_path,
+        options=quick(),
+        fabric=fabric,
+    )
+    assert losses(tmp_path)[0] == 0 < losses(tmp_path)[1]
+
+
 def test_frozen_weights_stay_and_others_move(tmp_path, fabric, phantoms):
     class Normed(TinyNet):
         def __init__(self) -> None:
@@ -399,6 +526,42 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, fabric, tiny, phantom
     assert read_checkpoint(tmp_path / "checkpoints")["step"] == 2
 
 
+def test_a_disk_full_before_the_first_checkpoint_promises_no_other(tmp_path, monkeypatch):
+    def full(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ResourceError, match="disk is full") as error:
+        write_checkpoint(tmp_path / "checkpoints", 1, {"step": 1})
+    assert "--resume" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (
+            ResourceError("a data worker ended unexpectedly"),
+            "a data worker ended unexpectedly; the last good checkpoint is",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory to prepare a batch"),
+    ],
+)
+def test_where_data_fail_the_last_checkpoint_is_named(tmp_path, fabric, tiny, phantoms, raised, said):
+    def batches(start):
+        yield from (phantoms.pair(number) for number in range(3))
+        raise raised
+
+    with pytest.raises(ResourceError, match=rf"^{said}.*step-00000002, --resume goes on from it$"):
+        train(
+            tiny,
+            phases=[phase(9)],
+            train_batches=batches,
+            folder=tmp_path,
+            options=quick(checkpoint_every=2),
+            fabric=fabric,
+        )
+
+
 def test_two_checkpoints_are_kept_and_a_damaged_one_passed_over(tmp_path):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step, {"step": step, "model": {"w": torch.full((2,), float(step))}})
@@ -512,6 +675,26 @@ def test_a_limit_of_time_ends_the_run_with_its_schedule_at_the_end(tmp_path, fab
     rates = [float(row["lr"]) for row in rows(tmp_path / "log.csv")]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 2e-3
+    assert result.out_of_time
+
+    def again(minutes):
+        return train(
+            tiny,
+            phases=[phase(10_000, parts=(slope,))],
+            train_batches=slowly,
+            folder=tmp_path,
+            fabric=fabric,
+            options=quick(minutes=minutes),
+            resume=True,
+        )
+
+    ended = again(0.02)
+    assert (ended.trained, ended.steps, ended.out_of_time) == (0, result.steps, True)
+    assert len(rows(tmp_path / "log.csv")) == len(rates)
+    longer = again(0.03)
+    assert 0 < longer.trained < 20
+    rates = [float(row["lr"]) for row in rows(tmp_path / "log.csv")][len(rates) :]
+    assert rates[0] < 5e-3, "two thirds of the way, not at its beginning"
     with pytest.raises(OptionError, match="one phase"):
         train(
             tiny,
@@ -590,6 +773,8 @@ def test_the_cpu_keeps_channels_innermost_unless_told(tmp_path, phantoms, asked,
 def test_devices_that_are_not_there_are_refused():
     with pytest.raises(OptionError, match="did you mean 'bf16-mixed'"):
         make_fabric(accelerator="cpu", precision="bf16-mixd")
+    with pytest.raises(OptionError, match="16-mixed needs a GPU; on the CPU give bf16-mixed or 32-true"):
+        make_fabric(accelerator="cpu", precision="16-mixed")
     if not torch.cuda.is_available():
         with pytest.raises(OptionError, match="cannot train on 1 x cuda"):
             make_fabric(accelerator="cuda")

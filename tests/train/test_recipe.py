@@ -56,6 +56,11 @@ def test_a_variant_brings_its_terms_and_scheme():
         ({"method": "voxelmorph", "objective": "lnc"}, [], "unknown term 'lnc'; did you mean 'lncc'"),
         ({"method": "voxelmorph", "phases": [{"freeze": ["("]}]}, [], r"'\(' is no regular expression"),
         ({"method": "voxelmorph"}, ["steps"], "write key=value"),
+        ({"method": "voxelmorph"}, ["optimiser.betas=[0.9]"], r"optimiser\.betas: list should have at least 2 items"),
+        ({"method": "voxelmorph"}, ["optimiser.settings={betas: [0.9]}"], r"optimiser 'adam' cannot take .*0\.9"),
+        ({"method": "voxelmorph"}, ["seed=-1"], "seed: input should be greater than or equal to 0, got -1"),
+        ({"method": "voxelmorph"}, ["seed=1e20"], r"seed: .*got 1e\+20"),
+        ({"method": "voxelmorph"}, ["objective=mse:weight=0"], "nothing is left to lower, the weight of mse is 0"),
         ({"method": "voxelmorph", "start": "foo"}, [], "start: input should be 'none', 'centres', 'rigid' or 'affine'"),
         ({"method": "voxelmorph", "licence": {1, 2}}, [], "not JSON serializable; write numbers, texts"),
         ({"method": "voxelmorph", "steps": 3}, ["steps.x=2"], "'steps' is a value"),
@@ -260,6 +265,10 @@ def test_a_run_goes_on_with_what_it_began_with_alone(pairs, tmp_path):
     before = (run / "recipe.yaml").read_text()
     for change, told in (
         ({"batch": 2}, "batch"),
+        ({"optimiser": {"weight_decay": 0.5}}, r"another optimiser\.weight_decay;"),
+        ({"optimiser": {"name": "sgd"}}, r"another optimiser\.name;"),
+        ({"precision": "bf16-mixed"}, "another precision;"),
+        ({"start_from": "runs/other"}, "another start_from;"),
         ({"seed": 3}, "seed"),
         ({"objective": "mse+diffusion:weight=0.5+dice"}, "objective"),
         ({"model": {"encoder": [8, 4], "decoder": [4, 4], "tail": [4]}}, "another recipe"),
@@ -273,6 +282,22 @@ def test_a_run_goes_on_with_what_it_began_with_alone(pairs, tmp_path):
     nibabel.save(nibabel.Nifti1Image(1 + np.asarray(image.dataobj) ** 2, image.affine), pairs.parent / "i0.nii.gz")
     with pytest.raises(InputError, match="begun with another data;"):
         run_recipe(small(pairs, steps=6), run, accelerator="cpu", resume=True)
+
+
+def test_two_runs_do_not_share_a_folder(pairs, tmp_path, monkeypatch):
+    from verimorph.train import run as module
+
+    run, tried = tmp_path / "run", []
+
+    def meanwhile(setup) -> None:
+        for resume in (False, True):
+            with pytest.raises(InputError, match="another process is training there"):
+                module.run_recipe(small(pairs), run, accelerator="cpu", resume=resume)
+            tried.append(resume)
+
+    assert module.run_recipe(small(pairs, steps=1), run, accelerator="cpu", on_setup=meanwhile).steps == 1
+    assert tried == [False, True]
+    assert not (run / ".lock").exists()
 
 
 def test_what_acts_on_validations_needs_them(pairs):
@@ -296,6 +321,23 @@ def test_a_grid_that_the_network_cannot_take_is_refused(pairs):
     settings["data"]["preparation"]["shape"] = [18, 16, 8]
     with pytest.raises(OptionError, match=r"multiples of 4, and 18 is none.*data\.preparation\.shape"):
         set_up(settle(settings))
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "said"),
+    [
+        ("voxelmorph", {"encoder": [8, "x"]}, r"encoder is \[8, 'x'\]; give whole numbers above 0, such as \[16, 32"),
+        ("voxelmorph", {"encoder": [0, 8]}, r"encoder is \[0, 8\]; give whole numbers above 0"),
+        ("voxelmorph", {"encoder": 8}, "encoder is 8; give whole numbers above 0"),
+        ("voxelmorph", {"pooling": 3}, "pooling is 3; give a text, such as max"),
+        ("lku-net", {"start": 0}, "with start 0: a layer has no channels"),
+        ("transmorph", {"embedding": 0}, "cannot be built with embedding 0"),
+        ("transmorph", {"drop_path": 3}, r"cannot be built with drop_path 3 \(Drop path prob"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_one_line(name, model, said):
+    with pytest.raises(OptionError, match=f"^method '{name}'.*{said}"):
+        method(name).model(**model)
 
 
 def test_segmentation_needs_single_images(pairs):

@@ -240,8 +240,14 @@ def _conclude(result: Any, output: Path) -> None:
 
     measures = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
     best = f"; best at step {result.best_step}: {measures}" if result.metrics else ""
-    early = " (no better for a while: stopped early)" if result.stopped_early else ""
+    why, more = "", "steps"
+    if result.stopped_early:
+        why, more = " (no better for a while: stopped early)", "patience"
+    elif result.out_of_time:
+        why, more = " (its time is used up)", "minutes"
+    went = f"{result.seconds:.0f} s, {result.steps_per_second:.2f} steps/s"
+    if not result.trained:
+        went = f"nothing is left to do; ask for more {more}"
     Console(highlight=False, soft_wrap=True).print(
-        f"{result.steps} steps{early}, {result.seconds:.0f} s, {result.steps_per_second:.2f} steps/s{best}\n"
-        f"model: {output / 'model'}"
+        f"{result.steps} steps{why}, {went}{best}\nmodel: {output / 'model'}"
     )

@@ -25,6 +25,7 @@ SPATIAL = ("flip", "turn", "affine", "elastic")
 class Sample:
     """One image on the model grid with what belongs to it; labels are classes 0 to k, points model indices.
 
+    ``background`` is what lies outside the image, one value a channel; None: 0.
     Its tensors may share memory with a cache: nothing here writes into them.
     """
 
@@ -33,6 +34,7 @@ class Sample:
     mask: Bool[Tensor, "*space"] | None = None
     points: Float[Tensor, "n d"] | None = None
     known: Bool[Tensor, " k"] | None = None
+    background: Float[Tensor, " c"] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,7 +54,7 @@ class Augmentation:
     flip_axes
         Axes that may be mirrored, from 0, or from -1 backwards; default all.
     turn
-        Probability of a random turn by right angles, among those that keep the shape.
+        Probability of a random turn by right angles, among those that keep the shape and the size of the voxels.
     affine
         Probability of a linear map about the middle: rotation of at most ``rotation_degrees`` about each axis, factors
         of size within ``1 +- scale`` an axis, shears within ``shear``, shift within ``shift`` of each side.
@@ -164,7 +166,7 @@ def augment(
         drawn = [source["flip"].random() < settings.flip for _ in range(d)]
         sample = flip(sample, [axis for axis in allowed if drawn[axis]], swaps=swaps)
     if settings.turn > 0 and source["turn"].random() < settings.turn:
-        sample = random_turn(sample, source["turn"])
+        sample = random_turn(sample, source["turn"], spacing=spacing)
     matrix, displacement = None, None
     if settings.affine > 0 and source["affine"].random() < settings.affine:
         matrix = random_matrix(sample.shape, settings, source["affine"], spacing)
@@ -204,7 +206,8 @@ def flip(sample: Sample, axes: Sequence[int], *, swaps: Sequence[tuple[int, int]
         last = torch.tensor([n - 1.0 for n in sample.shape])
         mirrored = torch.tensor([axis in axes for axis in range(len(sample.shape))])
         points = torch.where(mirrored, last - points, points)
-    return Sample(
+    return replace(
+        sample,
         image=sample.image.flip([axis + 1 for axis in axes]),
         labels=None if labels is None else labels.flip(list(axes)),
         mask=None if sample.mask is None else sample.mask.flip(list(axes)),
@@ -229,15 +232,22 @@ def _swap_known(known: Tensor, swaps: Sequence[tuple[int, int]]) -> Tensor:
     return out
 
 
-def random_turn(sample: Sample, random: np.random.Generator) -> Sample:
-    """Turn by right angles: as many quarter turns in each plane as drawn; planes of unequal sides take half turns."""
+def random_turn(
+    sample: Sample, random: np.random.Generator, *, spacing: Sequence[float] | ndarray | None = None
+) -> Sample:
+    """Turn by right angles: as many quarter turns in each plane as drawn; planes of unequal sides take half turns.
+
+    Sides are unequal in voxels or in mm: a quarter turn between voxels of two sizes would stretch what is shown.
+    """
     d, sides = len(sample.shape), list(sample.shape)
+    steps = np.ones(d) if spacing is None else np.asarray(spacing, dtype=np.float64)
     planes = [(a, b) for a in range(d) for b in range(a + 1, d)]
     quarters = []
     for k in random.permutation(len(planes)):
         a, b = planes[k]
         count = int(random.integers(4))
-        count -= count % 2 if sides[a] != sides[b] else 0
+        alike = sides[a] == sides[b] and np.isclose(steps[a], steps[b], rtol=1e-3)
+        count -= 0 if alike else count % 2
         quarters.append((planes[k], count))
     return turn(sample, quarters)
 
@@ -269,12 +279,12 @@ def turn(sample: Sample, quarters: Sequence[tuple[tuple[int, int], int]]) -> Sam
         points = points[:, order]
         last = torch.tensor([sample.shape[axis] - 1.0 for axis in order])
         points = torch.where(torch.tensor(reverse), last - points, points)
-    return Sample(
+    return replace(
+        sample,
         image=turned(sample.image, 1),
         labels=None if sample.labels is None else turned(sample.labels, 0),
         mask=None if sample.mask is None else turned(sample.mask, 0),
         points=points,
-        known=sample.known,
     )
 
 
@@ -321,7 +331,7 @@ def random_elastic(
 def deform(
     sample: Sample, matrix: Float[ndarray, "h h"] | None = None, displacement: Float[Tensor, "1 d *space"] | None = None
 ) -> Sample:
-    """Read everything at ``matrix @ (i + u(i))``, points by the inverse; outside is 0."""
+    """Read everything at ``matrix @ (i + u(i))``, points by the inverse; outside is the background."""
     d = len(sample.shape)
     u = torch.zeros(1, d, *sample.shape) if displacement is None else displacement
     points = sample.points
@@ -332,14 +342,27 @@ def deform(
             inverse = field.invert(displacement).displacement
             points = points + field.sample_field(inverse, points.T[None].contiguous())[0].T
     labels, mask = sample.labels, sample.mask
-    return Sample(
-        image=field.warp(sample.image[None], u, matrix=matrix)[0],
+    return replace(
+        sample,
+        image=warp_image(sample, u, matrix),
         labels=None if labels is None else field.warp(labels[None, None], u, matrix=matrix, mode="nearest")[0, 0],
         mask=None if mask is None
         else field.warp(mask[None, None].to(torch.uint8), u, matrix=matrix, mode="nearest")[0, 0] > 0,
         points=points,
-        known=sample.known,
     )  # fmt: skip
+
+
+def warp_image(
+    sample: Sample, displacement: Float[Tensor, "1 d *space"], matrix: Float[ndarray, "h h"] | None = None
+) -> Float[Tensor, "c *space"]:
+    """Read the image at ``matrix @ (i + u(i))``; outside is its background."""
+    values = [0.0] * len(sample.image) if sample.background is None else sample.background.tolist()
+    if len(set(values)) == 1:
+        return field.warp(sample.image[None], displacement, matrix=matrix, background=values[0])[0]
+    channels = zip(sample.image, values, strict=True)
+    return torch.cat(
+        [field.warp(x[None, None], displacement, matrix=matrix, background=value)[0] for x, value in channels]
+    )
 
 
 def change_intensities(

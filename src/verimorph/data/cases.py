@@ -18,6 +18,7 @@ import numpy as np
 from verimorph.data.source import Source, as_source
 from verimorph.errors import InputError, OptionError, nearest
 from verimorph.image import Image
+from verimorph.io import validate
 from verimorph.io.points import Points, as_points
 
 _SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".npz", ".npy", ".pkl", ".png", ".tif")
@@ -94,7 +95,7 @@ class Case:
         found = self.labels.read()
         if not self.relabel:
             return found
-        voxels = np.rint(found.array).astype(np.int32)
+        voxels = validate.whole_numbers(found, "label map").astype(np.int32)
         out = voxels.copy()
         for old, new in self.relabel:
             out[voxels == old] = new
@@ -450,6 +451,13 @@ def read_learn2reg(path: str | Path, *, name: str | None = None) -> Dataset:
         raise InputError(f"{file}: not a Learn2Reg dataset file, which is a JSON object")
     root = file.parent
     lists = {key: value for key, value in content.items() if _is_pair_list(value)}
+    for key, listed in lists.items():
+        for number, pair in enumerate(listed, start=1):
+            for role in ("fixed", "moving"):
+                if not isinstance(pair[role], str) or not pair[role]:
+                    raise InputError(
+                        f"{file}: {key}: {role} of pair {number} is {pair[role]!r}; give the path of an image, as text"
+                    )
     cases: dict[str, Case] = {}
 
     def add(image: str) -> str:
@@ -458,6 +466,8 @@ def read_learn2reg(path: str | Path, *, name: str | None = None) -> Dataset:
 
     def images(key: str) -> list[str]:
         entries = content.get(key) or []
+        if not isinstance(entries, list):
+            raise InputError(f"{file}: '{key}' is {entries!r}; give a list of images")
         found = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
         return [image for image in found if isinstance(image, str)]
 

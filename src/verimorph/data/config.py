@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +25,8 @@ from verimorph.data.preparation import Preparation
 from verimorph.data.store import Store
 from verimorph.data.synthetic import SyntheticSettings
 from verimorph.errors import InputError, OptionError, nearest
+from verimorph.io import validate
+from verimorph.io.lock import TemporaryFolder
 
 #: Where ``${VERIMORPH_DATA}`` leads when it is not set.
 DEFAULT_DATA = "../shared/data"
@@ -218,7 +219,7 @@ class Data:
     single: bool = False
     workers: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
-    _folder: TemporaryDirectory | None = field(default=None, repr=False)
+    _folder: TemporaryFolder | None = field(default=None, repr=False)
 
     @property
     def classes(self) -> int:
@@ -262,8 +263,8 @@ class Data:
     def _share(self) -> None:
         """Let workers read the same files: arrays in the memory of this process would be copied to each of them."""
         if self.store is not None and self.store.folder is None:
-            self._folder = TemporaryDirectory(prefix="verimorph-cache-")
-            self.store.folder = Path(self._folder.name)
+            self._folder = TemporaryFolder("verimorph-cache-")
+            self.store.folder = self._folder.path
         self.fill()
 
     def pair(self, fixed: str, moving: str) -> Batch:
@@ -467,12 +468,22 @@ def _class_values(settings: DataConfig, dataset: Dataset, ids: Iterable[str]) ->
             raise OptionError(f"data: data set {dataset.name} has no label {unknown[0]}; it has {_few(dataset)}")
         return tuple(settings.classes)
     if dataset.label_names:
+        if min(dataset.label_names) < 1:
+            raise OptionError(
+                f"data: label_names holds {min(dataset.label_names)}; give label values above 0, the background is none"
+            )
         return tuple(sorted(dataset.label_names))
     found: set[int] = set()
     for id in ids:
         labels = dataset.case(id).read_labels()
         if labels is not None:
-            found |= {int(value) for value in np.unique(labels.array)}
+            values = np.unique(validate.whole_numbers(labels, "label map"))
+            if values[0] < 0:
+                raise InputError(
+                    f"label map {labels.name}: holds {values[0]}, and label values are above 0; name those that count "
+                    "in data.classes, and what is not among them is background"
+                )
+            found |= {int(value) for value in values}
     return tuple(sorted(found - {0}))
 
 

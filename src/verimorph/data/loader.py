@@ -229,8 +229,8 @@ def _guarded(loader: Iterable[Batch]) -> Iterator[Batch]:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise ResourceError(
-            f"a process that prepares batches has ended ({_first_line(error)}); most often memory was short: give "
-            "fewer workers (0 loads in the main process), a smaller batch, or cache a folder"
+            f"a data worker ended unexpectedly ({_first_line(error)}), most often for want of memory; use fewer "
+            "workers (0 loads in the main process), a smaller batch, or cache a folder"
         ) from error
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -39,6 +40,9 @@ LARGEST_DEVIATION = 5.0
 
 #: CT windows (width, level) of Estienne et al., Learn2Reg 2020: soft tissue, wide, bone.
 ABDOMEN_WINDOWS = ((400.0, 40.0), (800.0, 100.0), (1000.0, 400.0))
+
+#: About 1290 along each of three axes.
+MOST_VOXELS = 2**31
 
 _affines: dict[str, ndarray] = {}
 
@@ -99,6 +103,11 @@ class Preparation:
         object.__setattr__(self, "shape", shape)
         if len(shape) not in (2, 3) or min(shape) < 1:
             raise OptionError(f"preparation: shape is {shape}; give two or three numbers of voxels")
+        if math.prod(shape) > MOST_VOXELS:
+            raise OptionError(
+                f"preparation: shape is {shape}, {math.prod(shape):.3g} voxels; no computer has memory for a network "
+                "on as many; give a smaller shape"
+            )
         if self.spacing_mm is not None:
             steps = per_axis(self.spacing_mm, len(shape))
             if len(steps) != len(shape) or not all(0 < step < float("inf") for step in steps):
@@ -199,6 +208,7 @@ class Preparation:
             )
         if (start is None) != (fixed is None):
             raise OptionError("a start needs both matrices: M from fixed to moving, and A of the fixed image")
+        self._check_fits(image)
         if start is not None and fixed is not None:
             return np.asarray(start, dtype=np.float64) @ fixed
         if self.centre == "atlas":
@@ -209,6 +219,20 @@ class Preparation:
             return self._matrix(np.eye(self.ndim), np.array(self.point))
         axes = _canonical(image.grid)
         return self._matrix(axes, image.grid.centre if self.centre == "image" else intensity_centre(image))
+
+    def _check_fits(self, image: Image) -> None:
+        """Refuse voxels larger than the whole image, and a grid smaller than one voxel of it."""
+        if self.spacing_mm is None:
+            return
+        steps, told = per_axis(self.spacing_mm, self.ndim), f"preparation: spacing_mm is {self.spacing_mm}"
+        extent = float((image.grid.spacing * image.grid.shape).max())
+        if max(steps) > extent:
+            raise OptionError(f"{told}, and {image.name} is {extent:.4g} mm long; give voxels smaller than the image")
+        if max(step * n for step, n in zip(steps, self.shape, strict=True)) < float(image.grid.spacing.min()):
+            raise OptionError(
+                f"{told}: a grid of {'x'.join(map(str, self.shape))} such voxels lies within one voxel of "
+                f"{image.name}; give a larger spacing"
+            )
 
     def _matrix(self, axes: Float[ndarray, "d d"], centre: Float[ndarray, " d"]) -> Float[ndarray, "h h"]:
         """``axes``: vectors of one image voxel, one a column; only directions count where a spacing is given."""
@@ -251,7 +275,7 @@ class Preparation:
     def _channels(self, image: Image, index_to_world: Float[ndarray, "h h"]) -> Float[Tensor, "c *space"]:
         validate.check_finite(image, "image")
         values = self.intensities(image.array)
-        background = default_background(image) if self.intensity == "none" else 0.0
+        background = self.background(image)
         matrix = image.grid.inverse_affine @ index_to_world
         coarser = np.linalg.norm(matrix[:-1, :-1], axis=1)
         sigma = np.sqrt(np.clip(coarser**2 - 1, 0, None)) / (2 * np.sqrt(2 * np.log(2)))
@@ -260,6 +284,10 @@ class Preparation:
         smooth = field.gaussian_smooth(values[None], sigma.tolist())
         still = torch.zeros(1, self.ndim, *self.shape)
         return field.warp(smooth, still, matrix=matrix, background=background)[0]
+
+    def background(self, image: Image) -> float:
+        """Return the grey value outside an image on the model grid: 0; for ``none``, the air of a CT, else 0."""
+        return default_background(image) if self.intensity == "none" else 0.0
 
     def intensities(self, voxels: Shaped[ndarray, "*space"]) -> Float[Tensor, "c *space"]:
         """Scale grey values, wherever they lie. A constant image becomes 0 (but for ``windows`` and ``none``)."""
@@ -288,14 +316,7 @@ class Preparation:
         InputError
             If values are not whole numbers.
         """
-        voxels = labels.array
-        if voxels.dtype.kind == "f":
-            validate.check_finite(labels, "label map")
-            if (voxels != np.rint(voxels)).any():
-                raise InputError(
-                    f"{labels.name}: a label map holds whole numbers; was it resampled without nearest neighbour?"
-                )
-        return self._nearest(voxels.astype(np.int64), labels.grid, index_to_world)
+        return self._nearest(validate.whole_numbers(labels, "label map"), labels.grid, index_to_world)
 
     def mask(self, mask: Image, index_to_world: Float[ndarray, "h h"]) -> Bool[Tensor, "*space"]:
         """Return where a mask is above 0 on the model grid, nearest neighbour, False outside."""

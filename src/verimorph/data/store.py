@@ -29,8 +29,8 @@ from verimorph.image import Image
 from verimorph.io import validate
 from verimorph.io.safe import require_free_space, writing_folder
 
-_FORMAT = 2
-_PARTS = ("image", "labels", "mask", "points", "known", "matrix")
+_FORMAT = 3
+_PARTS = ("image", "labels", "mask", "points", "known", "matrix", "background")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,8 @@ class Prepared:
         (k), which classes are truly annotated (or given by noisy labels); all False without a label map.
     matrix
         A: model index to world of the image.
+    background
+        (c), grey value outside of the image.
     """
 
     image: np.ndarray
@@ -55,6 +57,7 @@ class Prepared:
     points: np.ndarray | None
     known: np.ndarray
     matrix: np.ndarray
+    background: np.ndarray
 
     def sample(self, window: Sequence[slice] | None = None) -> Sample:
         """Tensors of the whole case, or of a window of it (points then count from its corner), on the same memory."""
@@ -66,6 +69,7 @@ class Prepared:
             mask=None if self.mask is None else torch.from_numpy(self.mask[box]),
             points=None if self.points is None else torch.from_numpy(self.points - corner),
             known=torch.from_numpy(self.known),
+            background=torch.from_numpy(self.background),
         )
 
 
@@ -185,6 +189,8 @@ class Store:
         images = case.read_images()
         for other in images[1:]:
             validate.check_same_grid(images[0], other, f"channel of case {case.id}")
+        for image in images:
+            validate.check_not_constant(image, f"image of case {case.id}")
         matrix = self.preparation.index_to_world(images[0], cache=self.folder)
         labels, known = self._labels(case, matrix, images[0])
         mask = None
@@ -200,6 +206,9 @@ class Store:
             points=None if points is None else self.preparation.points(points, matrix).numpy(),
             known=known,
             matrix=matrix,
+            background=np.repeat(
+                [np.float32(self.preparation.background(image)) for image in images], self.preparation.channels
+            ),
         )
 
     def _labels(self, case: Case, matrix: np.ndarray, image: Image) -> tuple[np.ndarray | None, np.ndarray]:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from verimorph import field
-from verimorph.data.augment import Sample
+from verimorph.data.augment import Sample, warp_image
 from verimorph.errors import OptionError, nearest
 
 KINDS = ("shapes", "labels", "images")
@@ -220,7 +220,7 @@ def deformed_pair(fixed: Sample, settings: SyntheticSettings, *, generator: torc
     velocity = random_velocity(shape, settings, generator=generator)
     forward = flow(velocity, shape)
     moving = Sample(
-        image=field.warp(fixed.image[None], forward)[0],
+        image=warp_image(fixed, forward),
         labels=None if fixed.labels is None else field.warp(fixed.labels[None, None], forward, mode="nearest")[0, 0],
         known=fixed.known,
     )

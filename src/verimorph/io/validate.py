@@ -118,6 +118,18 @@ def check_mask(mask: Image, image: Image, role: str) -> None:
         )
 
 
+def whole_numbers(labels: Image, role: str) -> np.ndarray:
+    """Voxels of a label map as int64; NaN, infinite ones and fractions are refused."""
+    voxels = labels.array
+    if voxels.dtype.kind == "f":
+        check_finite(labels, role)
+        if (voxels != np.rint(voxels)).any():
+            raise InputError(
+                f"{labels.name}: a label map holds whole numbers; was it resampled without nearest neighbour?"
+            )
+    return voxels.astype(np.int64)
+
+
 def check_labels(labels: Image, image: Image, role: str) -> None:
     """Refuse a label map on another grid than its image, with values that are not whole numbers, or without labels."""
     check_same_grid(image, labels, role)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from verimorph.errors import OptionError, nearest
+from verimorph.errors import OptionError, VerimorphError, nearest
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,52 @@ class Method:
         }
 
     def model(self, *, ndim: int = 3, channels: int = 1, variant: str | None = None, **settings: Any) -> nn.Module:
-        """Build the model; an unknown setting is refused with the nearest known one."""
+        """Build the model; an unknown setting is refused with the nearest known one.
+
+        Raises
+        ------
+        OptionError
+            For a setting that is unknown, of another type than its default, or that no network can be built with.
+        """
         known = self.settings()
         given = {**self.variant(variant).settings, **settings}
         for name in given:
             if name not in known:
                 raise OptionError(f"method '{self.name}' has no setting '{name}'{nearest(name, known)}")
-        return self.build(ndim=ndim, channels=channels, **given)
+            _check_like(self.name, name, given[name], known[name])
+        told = ", ".join(f"{name} {value}" for name, value in settings.items())
+        try:
+            model = self.build(ndim=ndim, channels=channels, **given)
+        except VerimorphError:
+            raise
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            if not settings:
+                raise
+            raise OptionError(f"method '{self.name}' cannot be built with {told} ({error})") from error
+        if any(weight.numel() == 0 for weight in model.parameters()):
+            raise OptionError(f"method '{self.name}' with {told}: a layer has no channels; give larger numbers")
+        return model
+
+
+def _check_like(method: str, name: str, value: Any, default: Any) -> None:
+    """Refuse a setting that is not of the type of its default: a number, a text, a list of whole numbers above 0."""
+    if isinstance(default, tuple | list) and default and all(type(entry) is int for entry in default):
+        fits, kind = isinstance(value, tuple | list) and _are_counts(value), "whole numbers above 0"
+    elif type(default) is int:
+        fits, kind = type(value) is int and value >= 0, "a whole number"
+    elif type(default) is float:
+        fits, kind = type(value) in (int, float), "a number"
+    elif type(default) in (bool, str):
+        fits, kind = type(value) is type(default), "true or false" if type(default) is bool else "a text"
+    else:
+        return
+    if not fits:
+        like = list(default) if isinstance(default, tuple) else default
+        raise OptionError(f"method '{method}': {name} is {value!r}; give {kind}, such as {like}")
+
+
+def _are_counts(values: Any) -> bool:
+    """Whether all entries are whole numbers above 0, or lists of such (several convolutions a level)."""
+    return all(
+        _are_counts(entry) if isinstance(entry, tuple | list) else type(entry) is int and entry > 0 for entry in values
+    )

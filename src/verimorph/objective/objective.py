@@ -97,6 +97,12 @@ class Objective(nn.Module):
         self.needs = tuple(sorted({name for term in self.terms for name in term.needs}))
         self.passes = tuple(sorted({name for term in self.terms for name in term.passes}))
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether the weight of every term is 0, from beginning to end."""
+        ends = [(w.start, w.stop) if isinstance(w, Schedule) else (w,) for w in self._weights]
+        return all(isinstance(value, int | float) and value == 0 for value in sum(ends, ()))
+
     def _weight(self, index: int, tensors: Tensors, progress: float, condition: Tensor | None) -> float | Tensor:
         weight = self._weights[index]
         if isinstance(weight, Schedule):

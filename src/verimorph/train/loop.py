@@ -7,6 +7,7 @@ generators, position in the data) is in a checkpoint, and step lengths follow fr
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -108,7 +109,9 @@ class _Run:
         self.folder, self.options, self.fabric, self.identity = folder, options, fabric, dict(identity)
         self.validate, self.on_best, self.on_step = validate, on_best, on_step
         self.steps = sum(phase.steps for phase in phases)
+        self.number = self.begin = 0  # the phase at hand, and the step it began at
         self.step = self.drawn = self.unimproved = 0
+        self.peak: float | None = None  # best of the phase, which patience waits for
         self.best: float | None = None
         self.best_metrics: dict[str, float] = {}
         self.best_step: int | None = None
@@ -117,8 +120,10 @@ class _Run:
         self.average: torch.optim.swa_utils.AveragedModel | None = None
         self.optimisers: list[torch.optim.Optimizer] = []
         self.innermost = fabric.device.type == "cpu" if options.channels_last is None else options.channels_last
-        self.busy = self.started = 0.0
+        self.busy = self.started = self.used = 0.0
         self.first = 0
+        # Of all phases: one that several share goes on with what its terms have learned.
+        self.objectives = list({id(one): one for phase in self.phases for one in phase.objectives}.values())
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
@@ -132,21 +137,21 @@ class _Run:
         saved = read_checkpoint(self.folder / "checkpoints") if resume else None
         if saved is not None:
             self._check_outline(saved)
-            self.step = saved["step"]
+            self._restore(saved)
         self.first = self.step
         if on_begin is not None and self.fabric.is_global_zero:
             on_begin()
         self._open_logs(resumed=saved is not None)
-        stopped = False
         try:
-            begin = 0
-            for phase in self.phases:
-                if self.step < begin + phase.steps or phase is self.phases[-1]:
-                    stopped = self._phase(phase, begin, saved)
+            while True:
+                phase = self.phases[self.number]
+                self.steps = self.begin + sum(later.steps for later in self.phases[self.number :])
+                if saved is None or not self._is_over(phase):
+                    self._phase(phase, saved)
                     saved = None
-                if stopped:
+                if self.number == len(self.phases) - 1:
                     break
-                begin += phase.steps
+                self.number, self.begin, self.peak, self.unimproved = self.number + 1, self.step, None, 0
         except RuntimeError as error:  # raised by a signal, wherever the loop happens to be
             if "DataLoader worker" not in str(error):
                 raise
@@ -154,55 +159,58 @@ class _Run:
         finally:
             self.board.close()
         done = max(self.step - self.first, 0)
+        stopped = self._patience_is_out()
         return Result(
             steps=self.step,
+            trained=done,
             metrics=self.best_metrics,
             best_step=self.best_step,
             seconds=time.monotonic() - started,
             steps_per_second=done / self.busy if self.busy > 0 else 0.0,
             stopped_early=stopped,
+            out_of_time=self.step < self.steps and not stopped,
         )
 
-    def _phase(self, phase: Phase, begin: int, saved: Mapping[str, Any] | None) -> bool:
-        """Run a phase from where it is; True where patience ended it."""
+    def _is_over(self, phase: Phase) -> bool:
+        return self.step >= self.begin + phase.steps or self._patience_is_out() or self._time_is_up()
+
+    def _patience_is_out(self) -> bool:
+        return self.options.patience is not None and self.unimproved >= self.options.patience
+
+    def _phase(self, phase: Phase, saved: Mapping[str, Any] | None) -> None:
+        """Run the phase at hand from where it is to its end: its steps, patience or time.
+
+        ``saved`` is the checkpoint the run goes on from, of within the phase or of the end of the one before.
+        """
         device = self.fabric.device
-        objectives = {id(o): o for o in (phase.objective, *(part.objective for part in phase.parts)) if o is not None}
-        for objective in objectives.values():
+        for objective in phase.objectives:
             objective.to(device)
-        fresh = self.step == begin  # a checkpoint then comes from the end of the phase before
-        if saved is not None:
-            self._restore(saved)
+        fresh = self.step == self.begin
         if phase.start_from is not None and fresh:
             start_weights(self.model, phase.start_from, strict=phase.strict)
             self.average = None
         self.model.to(device)
-        named = [*self.model.named_parameters(), *_objective_parameters(objectives.values())]
+        named = [*self.model.named_parameters(), *_objective_parameters(phase.objectives)]
         weights = assign(named, phase)
         self.optimisers = [part.optimiser.build(own) for part, own in zip(phase.parts, weights, strict=True)]
         if self.options.ema is not None and self.average is None:
-            multi = torch.optim.swa_utils.get_ema_multi_avg_fn(self.options.ema)
-            self.average = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=multi)
-            if saved is not None and saved["average"] is not None and not (phase.start_from is not None and fresh):
-                self.average.load_state_dict(saved["average"])
-        self.objectives = list(objectives.values())
+            self.average = self._new_average(self.options.ema)
+        if self.average is not None:
+            self.average.to(device)
         if saved is not None and not fresh:
-            for objective, state in zip(self.objectives, saved["objectives"], strict=True):
-                objective.load_state_dict(state)
             for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
                 optimiser.load_state_dict(state)
         wrapped = self.fabric.setup_module(self.model)
         prepared = self.fabric.setup_optimizers(*self.optimisers)
         self.stepping = list(prepared) if isinstance(prepared, tuple) else [prepared]
         self._training_mode()
-        if saved is not None and self.options.patience is not None and self.unimproved >= self.options.patience:
-            return True
         if saved is not None and self.fabric.global_rank < len(saved["random"]):
             set_random_state(saved["random"][self.fabric.global_rank])
         batches = iter(self.train_batches(self.drawn))
         checkpointed = self.step
-        while self.step < begin + phase.steps:
+        while self.step < self.begin + phase.steps:
             clock = time.monotonic()
-            inside = self.step - begin
+            inside = self.step - self.begin
             loss = self._step(phase, inside, wrapped, batches)
             self.step += 1
             self.busy += time.monotonic() - clock
@@ -217,20 +225,27 @@ class _Run:
                 self._checkpoint()
                 checkpointed = self.step
             if enough or last:
-                return enough
-        if checkpointed != self.step and self.step == begin + phase.steps:
+                return
+        if checkpointed != self.step:
             self._checkpoint()  # the next phase may fail at its start
-        return False
+
+    def _new_average(self, share: float) -> torch.optim.swa_utils.AveragedModel:
+        multi = torch.optim.swa_utils.get_ema_multi_avg_fn(share)
+        return torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=multi)
+
+    def _seconds(self) -> float:
+        """Time of the run so far, that before it was stopped included."""
+        return self.used + time.monotonic() - self.started
 
     def _time_is_up(self) -> bool:
         limit = self.options.minutes
-        return limit is not None and bool(self.fabric.broadcast(time.monotonic() - self.started >= 60 * limit))
+        return limit is not None and bool(self.fabric.broadcast(self._seconds() >= 60 * limit))
 
     def _share(self, phase: Phase, inside: int) -> float:
         """How much of a phase is done, 0 to 1: by steps, or by the time where it is limited and further on."""
         share = inside / phase.steps
         if self.options.minutes is not None:
-            passed = (time.monotonic() - self.started) / (60 * self.options.minutes)
+            passed = self._seconds() / (60 * self.options.minutes)
             share = min(max(share, float(self.fabric.broadcast(passed))), 1.0)
         return share
 
@@ -278,7 +293,13 @@ class _Run:
                     )
             if not finite:
                 raise TrainingError(self._no_number(objective, tensors, evaluation.values, batch))
-            self.fabric.backward(evaluation.total / self.options.accumulate)
+            if evaluation.total.requires_grad:
+                self.fabric.backward(evaluation.total / self.options.accumulate)
+            elif evaluation.values:  # else a schedule has all weights at 0 just now
+                raise OptionError(
+                    f"phase '{phase.name}': {' and '.join(evaluation.values)} hang on no weight that moves; "
+                    "give another objective, or freeze less"
+                )
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -303,6 +324,14 @@ class _Run:
             if getattr(error, "filename", None) is not None:  # a file of the data, not a worker's socket
                 raise
             raise ResourceError(self._worker_ended()) from error
+        except ResourceError as error:
+            raise ResourceError(f"{error}{self._go_on()}") from error
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise ResourceError(
+                f"not enough memory to prepare a batch of images; use a smaller shape or batch{self._go_on()}"
+            ) from error
         self.drawn += 1
         return self._on_device(checked_batch(batch, objective))
 
@@ -365,16 +394,22 @@ class _Run:
         highest = self.options.highest
         if highest is None:
             highest = monitor is None or monitor.startswith("dice")
-        better = math.isfinite(value) and (self.best is None or (value > self.best if highest else value < self.best))
-        if better or self.best_step is None:
+        if self._is_better(value, self.peak, highest):
+            self.peak, self.unimproved = value, 0
+        else:
+            self.unimproved += 1
+        # A later phase may begin with a worse model: patience waits for the best of the phase, the best of all is kept.
+        if self._is_better(value, self.best, highest) or self.best_step is None:
             self.best = value if math.isfinite(value) else None
-            self.best_metrics, self.best_step, self.unimproved = dict(metrics), self.step, 0
+            self.best_metrics, self.best_step = dict(metrics), self.step
             if self.on_best is not None and self.fabric.is_global_zero:
                 self._all_finite(model)
                 self.on_best(model, dict(metrics), self.step)
-        else:
-            self.unimproved += 1
-        return self.options.patience is not None and self.unimproved >= self.options.patience
+        return self._patience_is_out()
+
+    @staticmethod
+    def _is_better(value: float, best: float | None, highest: bool) -> bool:
+        return math.isfinite(value) and (best is None or (value > best if highest else value < best))
 
     def _no_number(
         self, objective: Objective, tensors: Mapping[str, Tensor], values: Mapping[str, Tensor], batch: Batch
@@ -404,7 +439,7 @@ class _Run:
     # -- what is kept -------------------------------------------------------------------------------------------------
 
     def _seed(self) -> None:
-        seed_everything(self.options.seed + self.fabric.global_rank, verbose=False)
+        seed_everything((self.options.seed + self.fabric.global_rank) % 2**32, verbose=False)
 
     def _training_mode(self) -> None:
         self.model.train()
@@ -432,20 +467,55 @@ class _Run:
         shapes = sum(weight.numel() for weight in self.model.parameters())
         return [shapes, [[phase.name, len(phase.parts), list(phase.objective.names)] for phase in self.phases]]
 
+    def _settled(self) -> dict[str, Any]:
+        """Further settings that a run keeps from its first step to its last, by what a message calls them.
+
+        Step lengths, the norm that gradients are clipped to and the steps of the last phase may change on the way.
+        """
+        told: dict[str, Any] = {name: getattr(self.options, name) for name in ("ema", "monitor", "highest")}
+        for number, phase in enumerate(self.phases):
+            front = f"phases.{number}." if len(self.phases) > 1 else ""
+            if number < len(self.phases) - 1:
+                told[f"{front}steps"] = phase.steps
+            told[f"{front}freeze"], told[f"{front}symmetric"] = list(phase.freeze), phase.symmetric
+            for place, part in enumerate(phase.parts):
+                own = f"{front}parts.{place}." if len(phase.parts) > 1 else front
+                told[f"{own}match"], told[f"{own}turns"] = part.match, part.turns
+                told |= {f"{own}optimiser.{name}": value for name, value in part.optimiser.settled().items()}
+        return json.loads(json.dumps(told))
+
     def _check_outline(self, saved: Mapping[str, Any]) -> None:
-        if saved["outline"] != self._outline() or saved["step"] > self.steps:
+        number, begin = self._reached(saved)
+        steps = begin + sum(phase.steps for phase in self.phases[number:])
+        if saved["outline"] != self._outline() or saved["step"] > steps:
             raise InputError(
                 f"{self.folder}: its checkpoint is of another recipe (other weights, phases or terms, or fewer steps); "
                 "resume with the recipe it began with, or choose another folder"
             )
         # Checkpoints of earlier versions do not say it.
         before = saved.get("identity") or self.identity
-        other = [name for name, value in self.identity.items() if before.get(name) != value]
+        other = [name for name, value in self.identity.items() if name in before and before[name] != value]
+        now, then = self._settled(), saved.get("settled", {})
+        changed = [name for name, value in now.items() if name in then and then[name] != value]
+        # Settings of two optimisers are not compared: it is another one.
+        renamed = [name.removesuffix("name") for name in changed if name.endswith("optimiser.name")]
+        other += [name for name in changed if name.endswith(".name") or not name.startswith(tuple(renamed))]
         if other:
             raise InputError(
                 f"{self.folder}: its run was begun with another {' and '.join(other)}; resume with what it began with "
                 "(its recipe.yaml says it), or choose another folder"
             )
+
+    def _reached(self, saved: Mapping[str, Any]) -> tuple[int, int]:
+        """The phase that a checkpoint is of, and the step it began at."""
+        if "phase" in saved:
+            return saved["phase"], saved["begin"]
+        begin = 0  # a checkpoint of an earlier version, when every phase but the last went to its end
+        for number, phase in enumerate(self.phases[:-1]):
+            if saved["step"] <= begin + phase.steps:
+                return number, begin
+            begin += phase.steps
+        return len(self.phases) - 1, begin
 
     def _checkpoint(self) -> None:
         randoms = [random_state()]
@@ -457,6 +527,10 @@ class _Run:
             state = {
                 "outline": self._outline(),
                 "identity": self.identity,
+                "settled": self._settled(),
+                "phase": self.number,
+                "begin": self.begin,
+                "seconds": self._seconds(),
                 "step": self.step,
                 "drawn": self.drawn,
                 "model": self.model.state_dict(),
@@ -470,6 +544,7 @@ class _Run:
                 "best": self.best,
                 "best_metrics": self.best_metrics,
                 "best_step": self.best_step,
+                "peak": self.peak,
                 "unimproved": self.unimproved,
             }
             write_checkpoint(self.folder / "checkpoints", self.step, state, keep=self.options.keep)
@@ -477,9 +552,18 @@ class _Run:
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
         """What belongs to the run; what belongs to a phase is put back where the phase goes on."""
+        self.number, self.begin = self._reached(saved)
+        self.used, self.peak = saved.get("seconds", 0.0), saved.get("peak", saved["best"])
         self.model.load_state_dict(saved["model"])
+        if self.options.ema is not None and saved["average"] is not None:
+            self.average = self._new_average(self.options.ema)
+            self.average.load_state_dict(saved["average"])
+        # Earlier versions kept those of one phase.
+        if "phase" in saved or len(saved["objectives"]) == len(self.objectives):
+            for objective, state in zip(self.objectives, saved["objectives"], strict=True):
+                objective.load_state_dict(state)
         self.fabric.strategy.precision.load_state_dict(saved["precision"])
-        for name in ("drawn", "count", "best", "best_metrics", "best_step", "unimproved"):
+        for name in ("step", "drawn", "count", "best", "best_metrics", "best_step", "unimproved"):
             setattr(self, name, saved[name])
         self.sums = {name: value.to(self.fabric.device) for name, value in saved["sums"].items()}
 

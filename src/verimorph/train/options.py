@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from verimorph.errors import MissingExtraError, OptionError, nearest
 
 try:
@@ -39,10 +41,11 @@ class Options:
         The measure of the validation that says which model is best, and whether its highest value is. None: ``dice``
         where there is one, else ``loss``, else the last model is; the highest only of Dice.
     patience
-        Validations without a better value after which training stops; None: never.
+        Validations without a better value after which a phase ends, the last one and with it the run; None: never.
     minutes
-        Time after which a run ends, whatever steps are left; schedules then follow the time where it is further on than
-        the steps. How far such a run comes depends on the machine: it is not repeated bit for bit. One phase only.
+        Time after which a run ends, whatever steps are left; what was trained before a resume counts. Schedules then
+        follow the time where it is further on than the steps. How far such a run comes depends on the machine: it is
+        not repeated bit for bit. One phase only.
     channels_last
         Keep weights and images with the channels innermost; ``None`` does so on the CPU, whose convolutions it makes up
         to a third faster.
@@ -66,6 +69,8 @@ class Options:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise OptionError(f"seed is {self.seed}; give a whole number from 0 to {2**32 - 1}")
         for name in ("accumulate", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; give 1 or more")
@@ -97,20 +102,24 @@ class Result:
     ----------
     steps
         Done in all, those before a resume included.
+    trained
+        Done by this process.
     metrics, best_step
         Of the best validation; empty and None without one.
     seconds, steps_per_second
         Of this process, validation and checkpoints left out of the latter.
-    stopped_early
-        Whether patience ended it.
+    stopped_early, out_of_time
+        Whether patience ended it, or its time.
     """
 
     steps: int
+    trained: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
     seconds: float = 0.0
     steps_per_second: float = 0.0
     stopped_early: bool = False
+    out_of_time: bool = False
 
 
 def make_fabric(
@@ -121,10 +130,14 @@ def make_fabric(
     Raises
     ------
     OptionError
-        For a precision that is unknown, or a device that is not there.
+        For a precision that is unknown or that the device has not, or a device that is not there.
     """
     if precision not in PRECISIONS:
         raise OptionError(f"unknown precision '{precision}'{nearest(precision, PRECISIONS)}")
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if precision == "16-mixed" and (accelerator == "cpu" or (accelerator == "auto" and not gpu)):
+        # Fabric would take bfloat16 in its place.
+        raise OptionError("precision 16-mixed needs a GPU; on the CPU give bf16-mixed or 32-true")
     many = nodes > 1 or (isinstance(devices, int) and devices > 1) or devices in ("auto", "-1")
     strategy: Any = "auto"
     if many:

@@ -63,6 +63,12 @@ class Optimiser:
             raise OptionError(f"unknown schedule '{self.schedule}'{nearest(self.schedule, SCHEDULES)}")
         if not self.lr > 0:
             raise OptionError(f"lr is {self.lr}; give a positive step length")
+        self.settled()  # a setting it cannot take is better refused before data are read
+
+    def settled(self) -> dict[str, Any]:
+        """Its name and settings, those of torch's default included; step lengths are left out."""
+        settings = self.build([nn.Parameter(torch.zeros(1))]).defaults
+        return {"name": self.name, **{name: value for name, value in settings.items() if name != "lr"}}
 
     def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The torch optimiser over some weights."""
@@ -70,6 +76,8 @@ class Optimiser:
             return OPTIMISERS[self.name](parameters, lr=self.lr, **self.settings)
         except (TypeError, ValueError) as error:
             raise OptionError(f"optimiser '{self.name}': {error}") from None
+        except (IndexError, RuntimeError) as error:
+            raise OptionError(f"optimiser '{self.name}' cannot take {dict(self.settings)} ({error})") from None
 
     def at(self, step: int, steps: int, share: float | None = None) -> float:
         """Step length at a step (from 0) of a phase of ``steps``; ``share`` of the way done, where time decides it."""
@@ -145,6 +153,18 @@ class Phase:
             raise OptionError(f"phase '{self.name}' has {self.steps} steps; give 1 or more")
         for text in self.freeze:
             _expression(text)
+        for objective in self.objectives:
+            if objective.is_zero:
+                raise OptionError(
+                    f"phase '{self.name}': nothing is left to lower, the weight of {' and of '.join(objective.names)} "
+                    "is 0; give one above 0"
+                )
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """What is lowered, each once: the phase's objective and those of its parts."""
+        found = (self.objective, *(part.objective for part in self.parts))
+        return list({id(one): one for one in found if one is not None}.values())
 
     def turn(self, step: int) -> tuple[int, ...]:
         """Numbers of the parts that move at a step of this phase (from 0)."""

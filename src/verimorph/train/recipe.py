@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -35,7 +35,7 @@ class OptimiserRecipe(Strict):
     final: float = Field(default=0.0, ge=0, le=1)
     warmup: int = Field(default=0, ge=0)
     weight_decay: float | None = None
-    betas: list[float] | None = None
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     eps: float | None = None
     amsgrad: bool | None = None
     momentum: float | None = None
@@ -114,7 +114,7 @@ class Recipe(Strict):
     symmetric: bool = False
     phases: list[PhaseRecipe] | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "gpu-bf16"] = "32-true"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     ema: float | None = Field(default=None, gt=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
     log_every: int = Field(default=10, ge=1)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from torch import nn
 
 from verimorph.data.config import Data, build_data
 from verimorph.errors import InputError, OptionError, VerimorphWarning, nearest
+from verimorph.io.lock import locked
 from verimorph.io.safe import replacing, require_writable
 from verimorph.methods import method
 from verimorph.methods.card import Card, Label, TrainingData
 from verimorph.methods.checkpoint import save_model
 from verimorph.train.loop import train
-from verimorph.train.options import Options, Progress, Result, make_fabric
+from verimorph.train.options import Fabric, Options, Progress, Result, make_fabric
 from verimorph.train.phases import Phase
 from verimorph.train.recipe import Recipe
 from verimorph.train.state import checkpoints
@@ -156,6 +158,9 @@ def _identity(setup: Setup) -> dict[str, str]:
         "batch": [recipe.batch, recipe.accumulate],
         "seed": recipe.seed,
         "objective": terms,
+        "precision": recipe.precision,
+        # As it was written: a folder that is elsewhere on another machine is still the same start.
+        "start_from": [[one.start_from, one.strict] for one in (recipe, *(recipe.phases or ()))],
     }
     return {
         name: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -216,17 +221,37 @@ def run_recipe(
     Raises
     ------
     InputError
-        If the folder holds a run already; see `set_up` and `verimorph.train.loop.train` for the others.
+        If the folder holds a run already, or another process trains there; see `set_up` and
+        `verimorph.train.loop.train` for the others.
     """
     folder = Path(folder)
     require_writable(folder)
-    if not resume and (checkpoints(folder / "checkpoints") or (folder / "model").exists()):
-        raise InputError(f"{folder}: holds a run already; go on with it (--resume), or choose another folder")
+    _check_new(folder, resume)
     wanted: str = recipe.precision
     if wanted == "gpu-bf16":
         on_gpu = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
         wanted = "bf16-mixed" if on_gpu else "32-true"
     fabric = make_fabric(accelerator=accelerator, devices=devices, nodes=nodes, precision=wanted)
+    with locked(folder, doing="training") if fabric.is_global_zero else nullcontext():
+        if fabric.is_global_zero:
+            _check_new(folder, resume)  # another run may have ended since
+        return _run(recipe, folder, fabric, resume, head, on_step, on_setup)
+
+
+def _check_new(folder: Path, resume: bool) -> None:
+    if not resume and (checkpoints(folder / "checkpoints") or (folder / "model").exists()):
+        raise InputError(f"{folder}: holds a run already; go on with it (--resume), or choose another folder")
+
+
+def _run(
+    recipe: Recipe,
+    folder: Path,
+    fabric: Fabric,
+    resume: bool,
+    head: tuple[str, ...],
+    on_step: Callable[[Progress], None] | None,
+    on_setup: Callable[[Setup], None] | None,
+) -> Result:
     setup = set_up(recipe)
     if on_setup is not None and fabric.is_global_zero:
         on_setup(setup)

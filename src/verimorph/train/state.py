@@ -103,8 +103,8 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep:
             (beside / PLAIN).write_text(json.dumps(outline), encoding="utf-8")
     except ResourceError as error:
         before = checkpoints(folder)
-        last = f"; {before[-1]} is whole" if before else ""
-        raise ResourceError(f"{error}{last}, go on from it with --resume") from error
+        last = f"; {before[-1]} is whole, go on from it with --resume" if before else ""
+        raise ResourceError(f"{error}{last}") from error
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
