@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from scipy import ndimage
 
+from verimorph.data.preparation import Preparation
 from verimorph.errors import InputError, OptionError, VerimorphWarning
 from verimorph.grid import Grid
 from verimorph.image import Image
-from verimorph.io import write_image, write_transform
+from verimorph.io import read_image, write_image, write_transform
 from verimorph.predict.registrar import Registrar, find_start, grown, onto_grid
 
 
@@ -38,6 +41,28 @@ def test_transform_is_the_models_map_between_the_images(tiny, preparation, obliq
     off = np.linalg.norm(predicted.transform.map_points(points) - expected.map_points(points), axis=1)
     assert off.max() < 0.15
     assert float(field.displacement.abs().max()) > 0.3
+
+
+@pytest.mark.parametrize("start", ["none", "centres"])
+def test_how_files_store_their_axes_changes_no_predicted_point(tiny, tmp_path, start):
+    affine = np.diag([1.0, 1, 1, 1])
+    affine[:3, 3] = (-8.3, 4.1, 30.7)
+    random = np.random.default_rng(0)
+    pair = [ndimage.gaussian_filter(random.normal(size=(19, 18, 17)).astype(np.float32), 1.0) for _ in range(2)]
+    turn = nib.orientations.ornt_transform(*map(nib.orientations.axcodes2ornt, ("RAS", "PLI")))
+    registrar = Registrar(tiny(), Preparation(shape=(20, 20, 20), intensity="minmax"), start=start)
+    found = []
+    for turned in (False, True):
+        images = []
+        for name, voxels in zip(("fixed", "moving"), pair, strict=True):
+            stored = nib.Nifti1Image(voxels, affine)
+            nib.save(stored.as_reoriented(turn) if turned else stored, tmp_path / f"{name}-{turned}.nii.gz")
+            images.append(read_image(tmp_path / f"{name}-{turned}.nii.gz"))
+        predicted = registrar(fixed=images[0], moving=images[1])
+        points = inner_points(Grid((19, 18, 17), affine))
+        found.append(predicted.transform.map_points(points))
+    assert np.abs(found[0] - points).max() > 0.5
+    np.testing.assert_allclose(found[0], found[1], atol=1e-3)
 
 
 def test_simpleitk_resamples_the_same_through_the_file(tiny, preparation, oblique_pair, tmp_path):

@@ -297,11 +297,14 @@ def grown(
 
     It grows only where more than ``STICKING_OUT`` of the fixed image's foreground (voxels above its mean) lies outside.
     """
+    from verimorph.data.preparation import canonical_order
+
     before = [0] * len(shape)
     sides = list(shape)
-    inner = np.linalg.inv(index_to_world) @ fixed.grid.affine
-    step = max(1, round((fixed.grid.size / 50_000) ** (1 / fixed.grid.ndim)))
-    coarse = fixed.array[(slice(None, None, step),) * fixed.grid.ndim]
+    voxels, grid = canonical_order(fixed.array, fixed.grid)
+    inner = np.linalg.inv(index_to_world) @ grid.affine
+    step = max(1, round((grid.size / 50_000) ** (1 / grid.ndim)))
+    coarse = voxels[(slice(None, None, step),) * grid.ndim]
     bright = np.argwhere(coarse > coarse.mean()) * step
     index = bright @ inner[:-1, :-1].T + inner[:-1, -1]
     outside = ((index < -0.5) | (index > np.array(shape) - 0.5)).any(axis=1)
