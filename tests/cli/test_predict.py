@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -414,9 +415,9 @@ def test_export_gives_the_same_field(verimorph, unchecked, model, tmp_path, suff
         expected = module(fixed=images[0], moving=images[1])["field"]
     assert float(expected.abs().max()) > 0.05
     if suffix == ".pt":
-        (found,) = torch.jit.load(str(file))(*images)
+        found = torch.jit.load(str(file))(*images)
     elif suffix == ".pt2":
-        (found,) = torch.export.load(str(file)).module()(*images)
+        found = torch.export.load(str(file)).module()(*images)
     else:
         onnxruntime = pytest.importorskip("onnxruntime")
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -424,6 +425,25 @@ def test_export_gives_the_same_field(verimorph, unchecked, model, tmp_path, suff
         values = session.run(["field"], {"fixed": images[0].numpy(), "moving": images[1].numpy()})
         found = torch.from_numpy(values[0])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2", ".onnx"])
+def test_export_on_a_full_disk_is_one_line(verimorph, unchecked, model, tmp_path, monkeypatch, suffix):
+    file = tmp_path / "out" / f"network{suffix}"
+    with monkeypatch.context() as patch:
+        patch.setattr("verimorph.io.safe.free_space", lambda _: 100)
+        outcome = verimorph("export", model, "-o", file, "--shape", "16x12x8")
+        outcome.assert_user_error("needs about", "free some space")
+    assert not file.parent.exists()
+    if suffix == ".onnx":
+        return
+
+    def full(self, _):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    verimorph("export", model, "-o", file, "--shape", "16x12x8").assert_user_error("the disk is full")
+    assert not file.parent.exists() or not list(file.parent.iterdir())
 
 
 def test_export_refuses_what_differs_and_what_does_not_fit(verimorph, unchecked, model, tmp_path):
