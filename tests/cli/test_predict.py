@@ -124,7 +124,24 @@ def test_a_list_goes_on_after_a_failure_and_resumes(verimorph, model, table, tmp
     outcome = verimorph("predict", other, "--pairs", table, "-o", out, "--save-moved", "--split", "val")
     assert "were there already" not in outcome.out
     assert moved.stat().st_mtime_ns != before
-    assert {row["case"] for row in rows(out / "pairs.csv")} == {"there", "lost"}
+    # Of the pair of the other split folder and line stay.
+    assert [row["case"] for row in rows(out / "pairs.csv")] == ["there", "lost", "back"]
+    assert rows(out / "pairs.csv")[2] == found["back"]
+    shutil.rmtree(out / "back")
+    verimorph("predict", other, "--pairs", table, "-o", out, "--save-moved", "--split", "val")
+    assert [row["case"] for row in rows(out / "pairs.csv")] == ["there", "lost"]
+
+
+def test_a_pair_that_fails_leaves_no_earlier_result(verimorph, model, pair, tmp_path):
+    fixed, moving = pair
+    listing, out = tmp_path / "list.csv", tmp_path / "out"
+    listing.write_text(f"case,fixed,moving\none_0001,{fixed.name},{moving.name}\n")
+    assert verimorph("predict", model, "--pairs", listing, "-o", out).code == 0
+    assert (out / "one_0001" / "transform.h5").is_file()
+    moving.write_bytes(b"damaged")
+    assert verimorph("predict", model, "--pairs", listing, "-o", out).code == 2
+    assert not (out / "one_0001").exists()
+    assert [row["status"] for row in rows(out / "pairs.csv")] == ["failed"]
 
 
 def test_each_pair_of_a_list_says_how_sure_it_is(verimorph, model, table, tmp_path):
