@@ -173,6 +173,12 @@ def test_evaluate_finds_what_predict_wrote(verimorph, model, table, tmp_path):
     found, extra = find_results(out, read_task(table))
     assert list(found) == ["back"]
     assert not extra
+    good = table.with_name("good.csv")
+    good.write_text(
+        "".join(line + "\n" for line in table.read_text().splitlines() if not line.startswith(("lost", "there")))
+    )
+    scored = verimorph("evaluate", "--pairs", good, out, "-o", tmp_path / "scores", "--fast")
+    assert scored.code == 0, scored.err
 
 
 def test_refinement_raises_the_overlap(verimorph, model, table, tmp_path):
