@@ -398,6 +398,49 @@ def test_refusals_are_one_line(verimorph, model, pair, tmp_path):
     assert not out.exists()
 
 
+def test_remedies_are_of_this_command(verimorph, model, pair, tmp_path, monkeypatch):
+    fixed, moving = pair
+    stored = nib.load(moving)
+    voxels = np.asarray(stored.dataobj, dtype=np.float32)
+    nib.save(nib.Nifti1Image(np.stack([0 * voxels, voxels], -1), stored.affine), tmp_path / "series.nii.gz")
+    words = ("predict", model, "-f", fixed, "-o", tmp_path / "out", "--no-report", "-m")
+    verimorph(*words, tmp_path / "series.nii.gz").assert_user_error("--volume 0 to 1")
+    (tmp_path / "list.csv").write_text("fixed,moving\nfixed.nii.gz,series.nii.gz\n")
+    listing = ("predict", model, "--pairs", tmp_path / "list.csv", "-o", tmp_path / "many")
+    assert "as a file of its own" in verimorph(*listing).err
+    verimorph(*listing, "--volume", 1).assert_user_error("--volume", "one pair")
+    voxels[3, 4, 5] = np.nan
+    nib.save(nib.Nifti1Image(voxels, stored.affine), tmp_path / "nan.nii.gz")
+    outcome = verimorph(*words, tmp_path / "nan.nii.gz")
+    outcome.assert_user_error("replace them first")
+    assert "--nan-value" not in outcome.err
+
+    def full(*_args, **_more):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("verimorph.predict.pair.predict_pair", full)
+        outcome = verimorph(*words, moving)
+    outcome.assert_user_error("not enough memory", "--tile")
+    assert "--quality" not in outcome.err
+
+
+def test_one_volume_of_a_series_is_predicted(verimorph, model, pair, tmp_path):
+    fixed, moving = pair
+    series = []
+    for file in pair:
+        stored = nib.load(file)
+        voxels = np.asarray(stored.dataobj)
+        series.append(tmp_path / f"series_{file.name}")
+        nib.save(nib.Nifti1Image(np.stack([0 * voxels, voxels], -1), stored.affine), series[-1])
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert verimorph("predict", model, "-f", fixed, "-m", moving, "-o", one, "--no-report").code == 0
+    words = ("-f", series[0], "-m", series[1], "--volume", 1, "-o", other, "--no-report")
+    assert verimorph("predict", model, *words).code == 0
+    moved = [np.asarray(nib.load(folder / "moved.nii.gz").dataobj) for folder in (one, other)]
+    np.testing.assert_allclose(*moved, atol=1e-3)
+
+
 def test_a_card_that_lies_is_found_out(verimorph, model, pair, tmp_path):
     fixed, moving = pair
     words = ("-f", fixed, "-m", moving, "-o", tmp_path / "out")
