@@ -35,8 +35,13 @@ class Inputs:
     moving_landmarks: Points | None
 
     @classmethod
-    def read(cls, *, fixed: Any, moving: Any, nan_value: float | None = None, **more: Any) -> Inputs:
-        """Read and check. ``nan_value`` takes the place of NaN and infinite voxels of the two images."""
+    def read(
+        cls, *, fixed: Any, moving: Any, nan_value: float | None = None, fillable: bool = True, **more: Any
+    ) -> Inputs:
+        """Read and check. ``nan_value`` takes the place of NaN and infinite voxels of the two images.
+
+        ``fillable``: whether a message may advise it.
+        """
         found: dict[str, Any] = {"fixed": as_image(fixed), "moving": as_image(moving)}
         if nan_value is not None:
             for side in ("fixed", "moving"):
@@ -47,7 +52,7 @@ class Inputs:
             role = f"{side}_landmarks"
             found[role] = None if more[role] is None else as_points(more[role], columns=side)
         given = cls(**found)
-        validate.check_pair(given.fixed, given.moving)
+        validate.check_pair(given.fixed, given.moving, fillable=fillable)
         for side in ("fixed", "moving"):
             image, mask, labels = (getattr(given, name) for name in (side, f"{side}_mask", f"{side}_labels"))
             if mask is not None:

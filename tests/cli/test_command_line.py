@@ -106,11 +106,15 @@ def test_memory_and_disk_errors_say_what_to_do(capsys):
     def fail(error):
         raise error
 
-    run_safely(lambda: fail(MemoryError()))
+    for name in ("register", "predict", "train", "explain"):
+        run_safely(lambda: fail(MemoryError()), name)
     run_safely(lambda: fail(OSError(28, "No space left on device", "out/moved.nii.gz")))
-    memory, disk = capsys.readouterr().err.splitlines()
+    memory, predict, train, other, disk = capsys.readouterr().err.splitlines()
     assert "--levels" in memory
     assert "--dry-run" in memory
+    assert "--tile" in predict
+    assert "--shape" in train
+    assert "--" not in other
     assert "out/moved.nii.gz" in disk
     assert "free some space" in disk
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -123,7 +124,24 @@ def test_a_list_goes_on_after_a_failure_and_resumes(verimorph, model, table, tmp
     outcome = verimorph("predict", other, "--pairs", table, "-o", out, "--save-moved", "--split", "val")
     assert "were there already" not in outcome.out
     assert moved.stat().st_mtime_ns != before
-    assert {row["case"] for row in rows(out / "pairs.csv")} == {"there", "lost"}
+    # Of the pair of the other split folder and line stay.
+    assert [row["case"] for row in rows(out / "pairs.csv")] == ["there", "lost", "back"]
+    assert rows(out / "pairs.csv")[2] == found["back"]
+    shutil.rmtree(out / "back")
+    verimorph("predict", other, "--pairs", table, "-o", out, "--save-moved", "--split", "val")
+    assert [row["case"] for row in rows(out / "pairs.csv")] == ["there", "lost"]
+
+
+def test_a_pair_that_fails_leaves_no_earlier_result(verimorph, model, pair, tmp_path):
+    fixed, moving = pair
+    listing, out = tmp_path / "list.csv", tmp_path / "out"
+    listing.write_text(f"case,fixed,moving\none_0001,{fixed.name},{moving.name}\n")
+    assert verimorph("predict", model, "--pairs", listing, "-o", out).code == 0
+    assert (out / "one_0001" / "transform.h5").is_file()
+    moving.write_bytes(b"damaged")
+    assert verimorph("predict", model, "--pairs", listing, "-o", out).code == 2
+    assert not (out / "one_0001").exists()
+    assert [row["status"] for row in rows(out / "pairs.csv")] == ["failed"]
 
 
 def test_each_pair_of_a_list_says_how_sure_it_is(verimorph, model, table, tmp_path):
@@ -155,6 +173,12 @@ def test_evaluate_finds_what_predict_wrote(verimorph, model, table, tmp_path):
     found, extra = find_results(out, read_task(table))
     assert list(found) == ["back"]
     assert not extra
+    good = table.with_name("good.csv")
+    good.write_text(
+        "".join(line + "\n" for line in table.read_text().splitlines() if not line.startswith(("lost", "there")))
+    )
+    scored = verimorph("evaluate", "--pairs", good, out, "-o", tmp_path / "scores", "--fast")
+    assert scored.code == 0, scored.err
 
 
 def test_refinement_raises_the_overlap(verimorph, model, table, tmp_path):
@@ -374,6 +398,49 @@ def test_refusals_are_one_line(verimorph, model, pair, tmp_path):
     assert not out.exists()
 
 
+def test_remedies_are_of_this_command(verimorph, model, pair, tmp_path, monkeypatch):
+    fixed, moving = pair
+    stored = nib.load(moving)
+    voxels = np.asarray(stored.dataobj, dtype=np.float32)
+    nib.save(nib.Nifti1Image(np.stack([0 * voxels, voxels], -1), stored.affine), tmp_path / "series.nii.gz")
+    words = ("predict", model, "-f", fixed, "-o", tmp_path / "out", "--no-report", "-m")
+    verimorph(*words, tmp_path / "series.nii.gz").assert_user_error("--volume 0 to 1")
+    (tmp_path / "list.csv").write_text("fixed,moving\nfixed.nii.gz,series.nii.gz\n")
+    listing = ("predict", model, "--pairs", tmp_path / "list.csv", "-o", tmp_path / "many")
+    assert "as a file of its own" in verimorph(*listing).err
+    verimorph(*listing, "--volume", 1).assert_user_error("--volume", "one pair")
+    voxels[3, 4, 5] = np.nan
+    nib.save(nib.Nifti1Image(voxels, stored.affine), tmp_path / "nan.nii.gz")
+    outcome = verimorph(*words, tmp_path / "nan.nii.gz")
+    outcome.assert_user_error("replace them first")
+    assert "--nan-value" not in outcome.err
+
+    def full(*_args, **_more):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("verimorph.predict.pair.predict_pair", full)
+        outcome = verimorph(*words, moving)
+    outcome.assert_user_error("not enough memory", "--tile")
+    assert "--quality" not in outcome.err
+
+
+def test_one_volume_of_a_series_is_predicted(verimorph, model, pair, tmp_path):
+    fixed, moving = pair
+    series = []
+    for file in pair:
+        stored = nib.load(file)
+        voxels = np.asarray(stored.dataobj)
+        series.append(tmp_path / f"series_{file.name}")
+        nib.save(nib.Nifti1Image(np.stack([0 * voxels, voxels], -1), stored.affine), series[-1])
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert verimorph("predict", model, "-f", fixed, "-m", moving, "-o", one, "--no-report").code == 0
+    words = ("-f", series[0], "-m", series[1], "--volume", 1, "-o", other, "--no-report")
+    assert verimorph("predict", model, *words).code == 0
+    moved = [np.asarray(nib.load(folder / "moved.nii.gz").dataobj) for folder in (one, other)]
+    np.testing.assert_allclose(*moved, atol=1e-3)
+
+
 def test_a_card_that_lies_is_found_out(verimorph, model, pair, tmp_path):
     fixed, moving = pair
     words = ("-f", fixed, "-m", moving, "-o", tmp_path / "out")
@@ -414,9 +481,9 @@ def test_export_gives_the_same_field(verimorph, unchecked, model, tmp_path, suff
         expected = module(fixed=images[0], moving=images[1])["field"]
     assert float(expected.abs().max()) > 0.05
     if suffix == ".pt":
-        (found,) = torch.jit.load(str(file))(*images)
+        found = torch.jit.load(str(file))(*images)
     elif suffix == ".pt2":
-        (found,) = torch.export.load(str(file)).module()(*images)
+        found = torch.export.load(str(file)).module()(*images)
     else:
         onnxruntime = pytest.importorskip("onnxruntime")
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -424,6 +491,25 @@ def test_export_gives_the_same_field(verimorph, unchecked, model, tmp_path, suff
         values = session.run(["field"], {"fixed": images[0].numpy(), "moving": images[1].numpy()})
         found = torch.from_numpy(values[0])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2", ".onnx"])
+def test_export_on_a_full_disk_is_one_line(verimorph, unchecked, model, tmp_path, monkeypatch, suffix):
+    file = tmp_path / "out" / f"network{suffix}"
+    with monkeypatch.context() as patch:
+        patch.setattr("verimorph.io.safe.free_space", lambda _: 100)
+        outcome = verimorph("export", model, "-o", file, "--shape", "16x12x8")
+        outcome.assert_user_error("needs about", "free some space")
+    assert not file.parent.exists()
+    if suffix == ".onnx":
+        return
+
+    def full(self, _):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    verimorph("export", model, "-o", file, "--shape", "16x12x8").assert_user_error("the disk is full")
+    assert not file.parent.exists() or not list(file.parent.iterdir())
 
 
 def test_export_refuses_what_differs_and_what_does_not_fit(verimorph, unchecked, model, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import nibabel
 import numpy as np
@@ -65,6 +66,26 @@ def test_a_dry_run_shows_and_writes_nothing(verimorph, folder, tmp_path):
     assert "parameters" in shown.err
     assert "lr: 0.0003" in shown.out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_learn2reg_file_is_trained_on(verimorph, folder, tmp_path, paired):
+    images = sorted(file.name for file in folder.glob("*.nii.gz"))
+    (tmp_path / "imagesTr").mkdir()
+    for k, image in enumerate(images):
+        shutil.copy(folder / image, tmp_path / "imagesTr" / f"T_{k:04}_0000.nii.gz")
+    names = [f"./imagesTr/T_{k:04}_0000.nii.gz" for k in range(len(images))]
+    told = {"name": "T", "training": [{"image": name} for name in names]}
+    if paired:
+        told["training_paired_images"] = [{"fixed": names[0], "moving": names[1]}]
+    file = tmp_path / "T_dataset.json"
+    file.write_text(json.dumps(told))
+    words = ("train", "voxelmorph", "--pairs", file, "--shape", "16x16x16", "--dry-run", "--device", "cpu")
+    outcome = verimorph(*words)
+    assert outcome.code == 0, outcome.err
+    assert f"learn2reg: {file}" in outcome.out
+    assert ("kind: listed" in outcome.out) == paired
+    verimorph(*words, "--root", tmp_path).assert_user_error("start where it lies")
 
 
 def test_the_recipe_says_what_the_command_line_did(verimorph, folder, tmp_path, monkeypatch):

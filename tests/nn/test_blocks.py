@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
 from verimorph.errors import InputError, OptionError
@@ -117,6 +118,88 @@ def test_convolution_of_one_small_volume_is_that_of_torch(outputs, kernel, strid
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), plain, rtol=1e-5, atol=1e-5)
+
+
+def small_convolution():
+    """Input, weight and bias of a convolution that is left to oneDNN."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 8, 9, 7, requires_grad=True)
+    weight, bias = (0.3 * torch.randn(*shape) for shape in ((4, 3, 3, 3, 3), (4,)))
+    return x, weight.requires_grad_(), bias.requires_grad_()
+
+
+def convolved(x, weight, bias):
+    return blocks.convolve(x, weight, bias, padding=1)
+
+
+def convolved_by_torch(x, weight, bias):
+    return functional.conv3d(x, weight, bias, padding=1)
+
+
+def test_a_penalty_on_gradients_has_the_gradient_that_torch_gives():
+    inputs = small_convolution()
+    found = []
+    for convolve in (convolved, convolved_by_torch):
+        first = torch.autograd.grad(convolve(*inputs).square().sum(), inputs, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().mean() for g in first), inputs))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+def test_convolution_gives_only_the_gradients_that_are_asked():
+    x, weight, bias = small_convolution()
+    frozen = weight.detach()
+    (found,) = torch.autograd.grad(convolved(x, frozen, None).square().sum(), x)
+    (plain,) = torch.autograd.grad(convolved_by_torch(x, frozen, None).square().sum(), x)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+    still = x.detach()
+    found = torch.autograd.grad(convolved(still, weight, bias).square().sum(), (weight, bias))
+    plain = torch.autograd.grad(convolved_by_torch(still, weight, bias).square().sum(), (weight, bias))
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-3)
+
+
+def test_convolution_bears_anomaly_detection_and_onednn_switched_off():
+    inputs = small_convolution()
+    with torch.autograd.detect_anomaly(check_nan=True):
+        found = torch.autograd.grad(convolved(*inputs).square().sum(), inputs)
+    with torch.backends.mkldnn.flags(enabled=False):
+        plain = torch.autograd.grad(convolved(*inputs).square().sum(), inputs)
+    out = convolved(*inputs).square().sum()
+    with torch.backends.mkldnn.flags(enabled=False):
+        late = torch.autograd.grad(out, inputs)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found, late, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("of", [0, 1])
+def test_convolution_bears_the_transforms_of_functions(of):
+    inputs = [t.detach() for t in small_convolution()]
+
+    def value(convolve):
+        return lambda t: convolve(*inputs[:of], t, *inputs[of + 1 :]).square().sum()
+
+    probe = torch.randn_like(inputs[of])
+    for transform in (
+        lambda f: torch.func.grad(f)(inputs[of]),
+        lambda f: torch.func.vmap(f)(torch.stack([inputs[of], probe])),
+        lambda f: torch.func.jvp(f, (inputs[of],), (probe,))[1],
+        lambda f: torch.func.vmap(torch.func.grad(f))(torch.stack([inputs[of], probe])),
+        lambda f: forward_derivative(f, inputs[of], probe),
+    ):
+        ours, theirs = transform(value(convolved)), transform(value(convolved_by_torch))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+def forward_derivative(f, at, along):
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(at, along)
+        return torch.autograd.forward_ad.unpack_dual(f(dual)).tangent
+
+
+def test_convolution_of_fake_tensors_says_the_size():
+    with FakeTensorMode():
+        found = convolved(torch.empty(1, 3, 8, 9, 7), torch.empty(4, 3, 3, 3, 3), None)
+    assert found.shape == (1, 4, 8, 9, 7)
 
 
 def test_convolution_is_left_to_torch_where_it_is_fast_or_must_be_seen():

@@ -111,7 +111,9 @@ def root(
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line with ``arguments`` (default: those of the process) and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return run_safely(lambda: typer.main.get_command(app)(words, prog_name="verimorph", standalone_mode=False))
+    command = typer.main.get_command(app)
+    called = next((word for word in words if not word.startswith("-")), "")
+    return run_safely(lambda: command(words, prog_name="verimorph", standalone_mode=False), called)
 
 
 def main() -> NoReturn:

@@ -66,6 +66,9 @@ def predict(
     moving: Annotated[
         list[Path] | None, option("-m", "--moving", value="FILE", text="Image that is aligned to it.", panel=_PAIR)
     ] = None,
+    volume: Annotated[
+        int | None, option("--volume", value="N", text="Which volume of 4-D images, from 0.", panel=_PAIR)
+    ] = None,
     fixed_labels: Annotated[
         Path | None, option("--fixed-labels", value="FILE", text="Label map, for scoring only.", panel=_PAIR)
     ] = None,
@@ -219,12 +222,10 @@ def predict(
         refuse_uncertainty_options(strict=strict, level=level, calibration=calibration)
     level = LEVEL if level is None else level
     calibration = CALIBRATION if calibration is None else calibration
-    held = None
-    if uncertainty:
-        from verimorph.uncertainty.bound import read_calibration
+    from verimorph.uncertainty.bound import read_calibration
 
-        held = read_calibration(calibration)
-        held.check(level)
+    if uncertainty:
+        read_calibration(calibration).check(level)  # before the model is loaded
     solver = {"--similarity": similarity != "auto", "--regularity": regularity, "--levels": levels}
     scores = {
         "--fixed-labels": fixed_labels,
@@ -242,6 +243,7 @@ def predict(
         refuse({"--root": root}, "where a data set lies; give --dataset")
     if not fixed and not moving:
         refuse(scores, "of one pair (-f and -m); a list has columns for them, a data set brings its own")
+        refuse({"--volume": volume is not None}, "of one pair (-f and -m); save the volume as a file of its own")
 
     from verimorph.io.safe import require_writable
     from verimorph.methods.checkpoint import read_card
@@ -286,6 +288,10 @@ def predict(
             device=device,
             seed=seed,
         )
+    registrar = _registrar(model, device, start, pieces)
+    held = None
+    if uncertainty:
+        held = read_calibration(calibration, ndim=registrar.preparation.ndim)
     wanted = Wanted(
         moved=save_moved,
         field=save_field,
@@ -297,11 +303,10 @@ def predict(
         calibration=held,
         level=level,
     )
-    registrar = _registrar(model, device, start, pieces)
     if fixed and moving:
         inputs = {name.removeprefix("--").replace("-", "_"): file for name, file in scores.items()}
         read = [*fixed, *moving, *(Path(file) for file in (*scores.values(), start) if file is not None)]
-        result = _one(registrar, fixed, moving, inputs, recipe, wanted, output, read)
+        result = _one(registrar, fixed, moving, inputs, recipe, wanted, output, read, volume)
         if strict and result.uncertainty is not None and result.uncertainty.verdict == "fail":
             raise typer.Exit(VERDICT_FAIL)
         return
@@ -376,8 +381,10 @@ def _one(
     wanted: Wanted,
     output: Path,
     read: list[Path],
+    volume: int | None,
 ) -> Registration:
     from verimorph.cli.summary import print_summary
+    from verimorph.io import read_image
     from verimorph.io.safe import keep_inputs, writing_folder
     from verimorph.predict.many import write_extras, write_submission
     from verimorph.predict.pair import predict_pair
@@ -392,8 +399,8 @@ def _one(
     with ProgressBar() as progress:
         result = predict_pair(
             registrar,
-            fixed=list(fixed),
-            moving=list(moving),
+            fixed=[read_image(file, volume=volume) for file in fixed],
+            moving=[read_image(file, volume=volume) for file in moving],
             **inputs,
             refinement=recipe,
             progress=progress,

@@ -188,8 +188,18 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
 
 
-def _report(error: BaseException) -> int:
-    """Print what a user needs to know about ``error`` and return the exit code."""
+_LESS_MEMORY = {
+    "register": (
+        "use coarser levels (--levels 8x4x2), --quality fast, fewer threads, or close other programs; "
+        "'verimorph register ... --dry-run' says how much is needed"
+    ),
+    "predict": "use smaller pieces (--tile 96x96x96), fewer threads, or close other programs",
+    "train": "use a smaller grid (--shape) or crop (--set 'data.crop=[96, 96, 96]'), or close other programs",
+}
+
+
+def _report(error: BaseException, name: str = "") -> int:
+    """Print what a user needs to know about ``error`` of the command ``name`` and return the exit code."""
     if isinstance(error, VerimorphError):
         say("error", error)
         return USER_ERROR
@@ -197,11 +207,7 @@ def _report(error: BaseException) -> int:
         say("error", _usage_message(error))
         return USER_ERROR
     if _is_out_of_memory(error):
-        say(
-            "error",
-            "not enough memory; use coarser levels (--levels 8x4x2), --quality fast, fewer threads, "
-            "or close other programs; 'verimorph register ... --dry-run' says how much is needed",
-        )
+        say("error", f"not enough memory; {_LESS_MEMORY.get(name, 'use smaller images, or close other programs')}")
         return USER_ERROR
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
@@ -230,8 +236,10 @@ def _usage_message(error: Any) -> str:
     return f"{message} (see '{path} --help')"
 
 
-def run_safely(command: Callable[[], Any]) -> int:
+def run_safely(command: Callable[[], Any], name: str = "") -> int:
     """Run ``command`` and return the exit code of the process, whatever happens in it.
+
+    ``name``: what the user called it; remedies fit it.
 
     0 done, 1 a mistake of ours, 2 a mistake in the input or the request, 128 + n ended by signal n; or what the command
     returned, if that is a number. A command that was interrupted has cleaned up behind itself when this returns.
@@ -250,7 +258,7 @@ def run_safely(command: Callable[[], Any]) -> int:
         except KeyboardInterrupt:
             code = 128 + (signals.received or signal.SIGINT)
         except BaseException as error:  # anything at all: the user gets a line and a code
-            code = 128 + signals.received if signals.received else _report(error)
+            code = 128 + signals.received if signals.received else _report(error, name)
         if signals.received:
             code = 128 + signals.received
             say("stopped", "interrupted; nothing half-written was left behind")

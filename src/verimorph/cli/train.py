@@ -50,7 +50,8 @@ def train(
     ] = None,
     variant: Annotated[str | None, option("--variant", value="NAME", text="Of the method.", panel=_HOW)] = None,
     pairs: Annotated[
-        Path | None, option("--pairs", value="FILE", text="CSV with columns fixed, moving, ...", panel=_DATA)
+        Path | None,
+        option("--pairs", value="FILE", text="CSV of pairs, or a Learn2Reg dataset JSON.", panel=_DATA),
     ] = None,
     folder: Annotated[
         Path | None, option("--folder", value="FOLDER", text="All images of a folder, each with each.", panel=_DATA)
@@ -191,7 +192,7 @@ def _data(source: dict[str, Any]) -> dict[str, Any]:
         raise OptionError("--root is where a data set or the names in a list start; --folder says where it is itself")
     data: dict[str, Any] = {}
     if source["pairs"] is not None:
-        data = {"csv": _absolute(source["pairs"]), "pairs": {"kind": "listed"}}
+        data = _listed(_absolute(source["pairs"]), source["root"])
     elif source["folder"] is not None:
         images = source["images"] or "{id}.nii.gz"
         data = {"folder": {"images": images}, "root": _absolute(source["folder"]), "train": "all"}
@@ -210,6 +211,18 @@ def _data(source: dict[str, Any]) -> dict[str, Any]:
     if source["spacing"] is not None:
         data.setdefault("preparation", {})["spacing_mm"] = source["spacing"]
     return data
+
+
+def _listed(path: str, root: Path | None) -> dict[str, Any]:
+    """Settings for a CSV of pairs, or for a Learn2Reg dataset JSON, which may list images alone."""
+    if not path.lower().endswith(".json"):
+        return {"csv": path, "pairs": {"kind": "listed"}}
+    if root is not None:
+        raise OptionError(f"--root: the names in {path} start where it lies; leave it out, or give a CSV of pairs")
+    from verimorph.data.cases import read_learn2reg
+
+    listed = {"pairs": {"kind": "listed"}} if "train" in read_learn2reg(path).pairs else {}
+    return {"learn2reg": path, **listed}
 
 
 def _absolute(path: Path) -> str:

@@ -38,6 +38,8 @@ CENTRES = ("image", "mass", "world", "atlas")
 QUANTILES = (0.005, 0.995)
 LARGEST_DEVIATION = 5.0
 
+_SAME_SPACING = 1e-3
+
 #: CT windows (width, level) of Estienne et al., Learn2Reg 2020: soft tissue, wide, bone.
 ABDOMEN_WINDOWS = ((400.0, 40.0), (800.0, 100.0), (1000.0, 400.0))
 
@@ -72,7 +74,9 @@ class Preparation:
     centre
         Where the middle of the model grid lies. ``image``: middle of the field of view. ``mass``: intensity centre.
         ``world``: at ``point``, axes along the world's (images that are aligned already). ``atlas``: in the middle of
-        ``atlas``, carried to each image by an affine registration of this package.
+        ``atlas``, carried to each image by an affine registration of this package. For ``image`` and ``mass`` it is
+        moved by up to half a voxel of the image along axes where the spacing is a whole multiple of the image's, so
+        that voxel centres fall on voxel centres.
     point
         World point for ``world``, mm.
     atlas
@@ -184,7 +188,7 @@ class Preparation:
         """Return the matrix A that takes indices of the model grid to world points of this image.
 
         ``A = [D diag(s), c - D diag(s) (N - 1) / 2]``: the grid's middle lies at c, its axes along the columns of D,
-        its voxels are s apart.
+        its voxels are s apart. How the file stores its axes changes nothing.
 
         Parameters
         ----------
@@ -217,8 +221,27 @@ class Preparation:
             return _affine_from_atlas(atlas, image, cache) @ on_atlas
         if self.centre == "world":
             return self._matrix(np.eye(self.ndim), np.array(self.point))
-        axes = _canonical(image.grid)
-        return self._matrix(axes, image.grid.centre if self.centre == "image" else intensity_centre(image))
+        centre = image.grid.centre if self.centre == "image" else intensity_centre(image)
+        return self._on_voxels(self._matrix(_canonical(image.grid), centre), image.grid)
+
+    def _on_voxels(self, matrix: Float[ndarray, "h h"], grid: Grid) -> Float[ndarray, "h h"]:
+        """Move the model grid onto voxel centres of an image along axes where every one of its voxels can be on one.
+
+        Between two voxels (39 of them around 40) a linear image is blurred and a label map must choose a side: labels
+        would lie half a voxel off their image.
+        """
+        d = self.ndim
+        axes = _canonical(grid)
+        ratio = np.linalg.norm(matrix[:d, :d], axis=0) / np.linalg.norm(axes, axis=0)
+        whole = np.abs(ratio - ratio.round()) < _SAME_SPACING * ratio
+        # At the middle, so that spacings that differ in the fourth digit part evenly to both ends.
+        middle = matrix[:d, :d] @ ((np.array(self.shape) - 1) // 2) + matrix[:d, d]
+        index = np.linalg.solve(axes, middle - _canonical_origin(grid))
+        # Halves go right, anterior and superior; those of headers are halves to some digits only.
+        shift = np.where(whole, np.floor(index.round(3) + 0.5) - index, 0)
+        moved = matrix.copy()
+        moved[:d, d] += axes @ shift
+        return moved
 
     def _check_fits(self, image: Image) -> None:
         """Refuse voxels larger than the whole image, and a grid smaller than one voxel of it."""
@@ -274,13 +297,14 @@ class Preparation:
 
     def _channels(self, image: Image, index_to_world: Float[ndarray, "h h"]) -> Float[Tensor, "c *space"]:
         validate.check_finite(image, "image")
-        values = self.intensities(image.array)
+        voxels, grid = canonical_order(image.array, image.grid)
+        values = self.intensities(voxels)
         background = self.background(image)
-        matrix = image.grid.inverse_affine @ index_to_world
+        matrix = grid.inverse_affine @ index_to_world
         coarser = np.linalg.norm(matrix[:-1, :-1], axis=1)
         sigma = np.sqrt(np.clip(coarser**2 - 1, 0, None)) / (2 * np.sqrt(2 * np.log(2)))
         # The rim repeats the edge there: a factor of one by rounding must not blur.
-        sigma[coarser < 1.001] = 0
+        sigma[coarser < 1 + _SAME_SPACING] = 0
         smooth = field.gaussian_smooth(values[None], sigma.tolist())
         still = torch.zeros(1, self.ndim, *self.shape)
         return field.warp(smooth, still, matrix=matrix, background=background)[0]
@@ -323,11 +347,11 @@ class Preparation:
         return self._nearest((mask.array > 0).astype(np.int64), mask.grid, index_to_world) > 0
 
     def _nearest(self, voxels: ndarray, grid: Grid, index_to_world: ndarray) -> Tensor:
+        voxels, grid = canonical_order(voxels, grid)
         source = torch.from_numpy(np.ascontiguousarray(voxels))[None, None]
         still = torch.zeros(1, self.ndim, *self.shape)
-        return field.warp(source, still, matrix=grid.inverse_affine @ index_to_world, mode="nearest", background=0)[
-            0, 0
-        ]
+        matrix = grid.inverse_affine @ index_to_world
+        return field.warp(source, still, matrix=matrix, mode="nearest", background=0)[0, 0]
 
     def points(
         self, points: Points | Float[ndarray, "n d"], index_to_world: Float[ndarray, "h h"]
@@ -423,6 +447,26 @@ def _canonical(grid: Grid) -> Float[ndarray, "d d"]:
     for axis, (world, sign) in enumerate(order):
         out[:, int(world)] = sign * steps[:, axis]
     return out
+
+
+def _canonical_origin(grid: Grid) -> Float[ndarray, " d"]:
+    """World point of the voxel farthest left, posterior and inferior: the first along those steps."""
+    signs = nib.orientations.io_orientation(grid.affine)[:, 1]
+    return grid.index_to_world(np.where(signs < 0, np.array(grid.shape) - 1, 0))
+
+
+def canonical_order(voxels: Shaped[ndarray, "*space"], grid: Grid) -> tuple[Shaped[ndarray, "*other"], Grid]:
+    """A view of the voxels along right, anterior and superior, and its grid.
+
+    Halves between voxels and the rim of the image go by index: read so, they go by anatomy instead of the file's order.
+    """
+    orientation = nib.orientations.io_orientation(grid.affine)
+    view = np.transpose(voxels, np.argsort(orientation[:, 0]))
+    flips = orientation[np.argsort(orientation[:, 0]), 1]
+    view = view[tuple(slice(None, None, -1 if sign < 0 else 1) for sign in flips)]
+    affine = np.eye(grid.ndim + 1)
+    affine[:-1, :-1], affine[:-1, -1] = _canonical(grid), _canonical_origin(grid)
+    return view, Grid(view.shape, affine)
 
 
 def _expanded(path: str) -> Path:

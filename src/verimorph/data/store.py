@@ -29,7 +29,7 @@ from verimorph.image import Image
 from verimorph.io import validate
 from verimorph.io.safe import require_free_space, writing_folder
 
-_FORMAT = 3
+_FORMAT = 4
 _PARTS = ("image", "labels", "mask", "points", "known", "matrix", "background")
 
 

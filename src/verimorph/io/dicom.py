@@ -11,6 +11,7 @@ import numpy as np
 from verimorph.errors import InputError, VerimorphWarning
 from verimorph.image import Image
 from verimorph.io.itk import reason
+from verimorph.io.nifti import several_volumes
 from verimorph.io.planes import volume_grid
 
 _TAGS = {"position": "0020|0032", "orientation": "0020|0037", "spacing": "0028|0030", "samples": "0028|0002"}
@@ -133,7 +134,7 @@ def _stack(
             f"{where}: slices are missing or doubled (positions hold different numbers of files); export it again"
         )
     if count > 1 and volume is None:
-        raise InputError(f"{where}: has {count} volumes; choose one with --volume 0 to {count - 1} (volume= in Python)")
+        raise InputError(several_volumes(where, count))
     if volume is not None and not -count <= volume < count:
         raise InputError(f"{where}: has {count} volumes, volume {volume} was asked for; choose 0 to {count - 1}")
     order = [places[place][volume or 0] for place in sorted(places)]

@@ -86,6 +86,14 @@ def write(image: Image, path: Path) -> None:
     nib.save(made, path)
 
 
+def several_volumes(where: str, count: int) -> str:
+    """The line that asks for one volume of a series."""
+    return (
+        f"{where}: has {count} volumes; choose one with --volume 0 to {count - 1} (volume= in Python); "
+        "lists and data sets need it as a file of its own"
+    )
+
+
 def choose_volume(shape: tuple[int, ...], volume: int | None, where: str) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     """Return the spatial shape and the index into a stored array that picks one volume of a series.
 
@@ -106,7 +114,7 @@ def choose_volume(shape: tuple[int, ...], volume: int | None, where: str) -> tup
         raise InputError(f"{where}: has {len(shape)} axes (shape {shape}); split it into images of one volume first")
     count = many[0]
     if volume is None:
-        raise InputError(f"{where}: has {count} volumes; choose one with --volume 0 to {count - 1} (volume= in Python)")
+        raise InputError(several_volumes(where, count))
     if not -count <= volume < count:
         raise InputError(f"{where}: has {count} volumes, volume {volume} was asked for; choose 0 to {count - 1}")
     return spatial, (slice(None),) * len(spatial) + tuple(volume % count if n > 1 else 0 for n in rest)

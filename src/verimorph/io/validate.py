@@ -18,8 +18,10 @@ LEAST_MASK = 64
 """A mask of fewer voxels, a cube of four, holds less than any neighbourhood that images are compared over."""
 
 
-def check_pair(fixed: Image, moving: Image) -> None:
+def check_pair(fixed: Image, moving: Image, *, fillable: bool = True) -> None:
     """Refuse a pair that cannot be registered: 2-D against 3-D, voxels that are not finite, a constant image.
+
+    ``fillable``: whether the caller can put a number in place of voxels that are not finite (``nan_value``).
 
     Whether the two overlap in the world is another matter (:func:`check_overlap`): it can be mended by centring.
 
@@ -30,7 +32,7 @@ def check_pair(fixed: Image, moving: Image) -> None:
     """
     check_same_dimension(fixed, moving)
     for image, role in ((fixed, "fixed image"), (moving, "moving image")):
-        check_finite(image, role, remedy=_FILL)
+        check_finite(image, role, remedy=_FILL if fillable else _REPLACE)
         check_not_constant(image, role)
 
 

@@ -6,11 +6,12 @@ faster on the CPU) the features stay so.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from verimorph.errors import InputError, OptionError, nearest
@@ -41,7 +42,8 @@ def torch_is_slow(x: Float[Tensor, "b i *space"], weight: Float[Tensor, "o j *ke
 
     On the CPU torch leaves float32 to oneDNN only when the batch has several items, the kernel is wider than 3 or the
     features, their last axis not counted, have more than 20 480 values; the inner levels of a network on one pair have
-    none of that. Below a few hundred voxels nothing is gained. A tracer must see the plain operation.
+    none of that. Below a few hundred voxels nothing is gained. A tracer, a transform of ``torch.func`` and forward
+    differentiation must see the plain operation.
     """
     return (
         x.ndim == 5
@@ -54,8 +56,47 @@ def torch_is_slow(x: Float[Tensor, "b i *space"], weight: Float[Tensor, "o j *ke
         and x[0, 0].numel() >= 300
         and x.numel() <= 20_480 * x.shape[-1]
         and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
         and not (torch.jit.is_tracing() or torch.compiler.is_compiling())  # pyright: ignore[reportPrivateImportUsage]
+        and _is_plain(x)
+        and _is_plain(weight)
     )
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether a tensor is only its values: no fake, no wrapper of ``torch.func``, without a forward derivative."""
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and forward_ad.unpack_dual(x).tangent is None
+    )
+
+
+class _OneDnnConvolution(torch.autograd.Function):
+    """Convolution by oneDNN whose derivative is by oneDNN too, and has one itself: that of the plain operation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
+    ) -> Tensor:
+        ordered = x.to_mkldnn()
+        ctx.save_for_backward(x, weight, ordered)
+        ctx.stride, ctx.padding, ctx.biases = stride, padding, None if bias is None else list(bias.shape)
+        return functional.conv3d(ordered, weight, bias, stride, padding).to_dense()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, ordered = ctx.saved_tensors
+        if torch.is_grad_enabled() or not (torch.backends.mkldnn.enabled and _is_plain(gradient)):
+            # A second derivative may be asked: oneDNN's tensors have none.
+            into, of = gradient, x
+        else:
+            into, of = gradient.to_mkldnn(), ordered
+        wanted = [*ctx.needs_input_grad[:2], ctx.needs_input_grad[2] and ctx.biases is not None]
+        found = torch.ops.aten.convolution_backward(
+            into, of, weight, ctx.biases, ctx.stride, ctx.padding, (1, 1, 1), False, (0, 0, 0), 1, wanted
+        )
+        return *(one.to_dense() if one is not None and one.is_mkldnn else one for one in found), None, None
 
 
 def convolve(
@@ -70,8 +111,15 @@ def convolve(
     if x.ndim == 4:
         return functional.conv2d(x, weight, bias, stride, padding)
     if torch_is_slow(x, weight):
-        return functional.conv3d(x.to_mkldnn(), weight, bias, stride, padding).to_dense()
+        settings = _three(stride), _three(padding)
+        if torch.is_grad_enabled():
+            return _OneDnnConvolution.apply(x, weight, bias, *settings)
+        return functional.conv3d(x.to_mkldnn(), weight, bias, *settings).to_dense()
     return functional.conv3d(x, weight, bias, stride, padding)
+
+
+def _three(number: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (number,) * 3 if isinstance(number, int) else tuple(number)
 
 
 class _Convolution3d(nn.Conv3d):

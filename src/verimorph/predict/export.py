@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from verimorph.errors import InputError, MissingExtraError, OptionError, nearest
 from verimorph.field.backend import plain_torch
-from verimorph.io.safe import replacing
+from verimorph.io.safe import replacing, require_free_space
 from verimorph.predict.runner import rounded_up
 
 FORMATS = ("torchscript", "onnx", "torch-export")
@@ -32,7 +32,7 @@ _OPSET = 20
 
 
 class Named(nn.Module):
-    """A model with positional volumes and a tuple of outputs: what the formats can hold.
+    """A model with positional volumes and a tuple of outputs, or the only one itself: what the formats can hold.
 
     Parameters
     ----------
@@ -47,9 +47,11 @@ class Named(nn.Module):
         self.module = module
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
 
-    def forward(self, *volumes: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs in the order of their names."""
+    def forward(self, *volumes: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return the outputs in the order of their names; one output as it is."""
         found = self.module(**dict(zip(self.inputs, volumes, strict=True)))
+        if len(self.outputs) == 1:
+            return found[self.outputs[0]]
         return tuple(found[name] for name in self.outputs)
 
 
@@ -109,6 +111,8 @@ def export_model(
         For an unknown format or a shape that does not suit the model.
     InputError
         If the network cannot be written in that format, or the file gives something else; nothing is left behind.
+    ResourceError
+        If the disk is full.
     """
     if format not in FORMATS:
         raise OptionError(f"unknown format '{format}'{nearest(format, FORMATS)}")
@@ -128,12 +132,14 @@ def export_model(
     expected = tuple(found[name] for name in outputs)
     network = Named(module, inputs, outputs).eval()
     target = Path(path)
+    # Writers in C++ end the whole process on a full disk.
+    require_free_space(target, sum(t.numel() * t.element_size() for t in module.state_dict().values()))
     with replacing(target) as beside:
         try:
             with plain_torch(), torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 _WRITERS[format](network, volumes, beside)
-        except MissingExtraError:
+        except (MissingExtraError, OSError):
             raise
         except Exception as error:
             first = str(error).strip().splitlines() or [type(error).__name__]
@@ -166,21 +172,29 @@ def file_names(outputs: Sequence[str]) -> list[str]:
 
 
 def _write_torchscript(network: Named, volumes: tuple[Tensor, ...], path: Path) -> None:
-    torch.jit.trace(network, volumes, check_trace=False).save(str(path))
+    held = io.BytesIO()  # to a file it would write in C++
+    torch.jit.save(torch.jit.trace(network, volumes, check_trace=False), held)
+    path.write_bytes(held.getbuffer())
 
 
 def _read_torchscript(path: Path, volumes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     with torch.no_grad():
-        return tuple(torch.jit.load(str(path))(*volumes))
+        return _listed(torch.jit.load(str(path))(*volumes))
+
+
+def _listed(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 def _write_torch_export(network: Named, volumes: tuple[Tensor, ...], path: Path) -> None:
-    torch.export.save(torch.export.export(network, volumes), str(path))
+    held = io.BytesIO()
+    torch.export.save(torch.export.export(network, volumes), held)
+    path.write_bytes(held.getbuffer())
 
 
 def _read_torch_export(path: Path, volumes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     with torch.no_grad():
-        return tuple(torch.export.load(str(path)).module()(*volumes))
+        return _listed(torch.export.load(str(path)).module()(*volumes))
 
 
 def _write_onnx(network: Named, volumes: tuple[Tensor, ...], path: Path) -> None:
@@ -194,6 +208,8 @@ def _write_onnx(network: Named, volumes: tuple[Tensor, ...], path: Path) -> None
         try:
             torch.onnx.export(network, volumes, str(path), opset_version=_OPSET, dynamo=False, **names)
             _read_onnx(path, volumes)
+        except OSError:
+            raise
         except Exception:  # an operation that it does not know, or writes so that no runtime loads it
             torch.onnx.export(network, volumes, str(path), dynamo=True, external_data=False, **names)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,8 @@ def predict_many(
     """Predict pairs, each into a folder of its name, and keep ``pairs.csv`` up to date after each.
 
     A pair that is there already, of the same files, by the same model and refinement and with the files now wanted, is
-    not done again.
+    not done again. Lines of other pairs stay as long as their folders do; what an earlier run left of a pair that now
+    fails is removed.
 
     Parameters
     ----------
@@ -111,6 +113,7 @@ def predict_many(
         keep_inputs((root / SUBMISSION / name for name in names), _read_by(jobs))
     done = Done()
     earlier = read_rows(root / TABLE)
+    others = _of_others(earlier, jobs, lambda name: (root / name / "transform.h5").is_file())
     for number, job in enumerate(jobs):
         if tell is not None:
             tell(job.name, number, len(jobs))
@@ -123,13 +126,31 @@ def predict_many(
             except VerimorphError as error:
                 done.failures.append((job.name, str(error)))
                 row = {"case": job.name, "status": "failed", "message": str(error)}
+                _remove(root, job, wanted)
         else:
             done.skipped += 1
         done.rows.append(row)
         # Lines of an earlier run stay until it is their turn: this run may be stopped as well.
         waiting = [earlier[later.name] for later in jobs[number + 1 :] if later.name in earlier]
-        write_table([*done.rows, *waiting], root / TABLE)
+        write_table([*done.rows, *waiting, *others], root / TABLE)
     return done
+
+
+def _of_others(
+    earlier: Mapping[str, dict[str, Any]], jobs: Sequence[PairJob | ImageJob], there: Callable[[str], bool]
+) -> list[dict[str, Any]]:
+    """Lines of an earlier run, of another split or list, whose results are still there."""
+    ours = {job.name for job in jobs}
+    return [row for name, row in earlier.items() if name not in ours and row.get("status") == "ok" and there(name)]
+
+
+def _remove(root: Path, job: PairJob, wanted: Wanted) -> None:
+    """Remove what an earlier run left of a pair that failed: it would be scored as a result of this one."""
+    shutil.rmtree(root / job.name, ignore_errors=True)
+    if wanted.submission is not None:
+        (name,) = field_names([job.files], form=wanted.submission, suffix=wanted.suffix)
+        for file in (root / SUBMISSION).rglob(name):
+            file.unlink()
 
 
 def _read_by(jobs: Sequence[PairJob | ImageJob]) -> list[Path]:
@@ -447,6 +468,7 @@ def segment_many(
     same = {name: told.get(name) for name in settings} == settings
     labelled = told.get("files_sha256", {}) if same else {}
     earlier = read_rows(root / IMAGES) if same else {}
+    others = _of_others(earlier, jobs, lambda name: (root / f"{name}.nii.gz").is_file())
     if not same:  # what is replaced from here on must not count for the settings before
         _note(root / SETTINGS, settings, {})
     for number, job in enumerate(jobs):
@@ -479,7 +501,9 @@ def segment_many(
         except VerimorphError as error:
             done.failures.append((job.name, str(error)))
             row |= {"status": "failed", "message": str(error)}
+            if job.name in earlier:
+                target.unlink(missing_ok=True)
         done.rows.append(row)
         waiting = [earlier[later.name] for later in jobs[number + 1 :] if later.name in earlier]
-        write_table([*done.rows, *waiting], root / IMAGES)
+        write_table([*done.rows, *waiting, *others], root / IMAGES)
     return done

@@ -70,6 +70,7 @@ def predict_pair(
             given = Inputs.read(
                 fixed=fixed[0],
                 moving=moving[0],
+                fillable=False,
                 fixed_mask=None,
                 moving_mask=None,
                 fixed_labels=fixed_labels,

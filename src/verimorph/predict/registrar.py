@@ -39,6 +39,9 @@ STICKING_OUT = 0.02
 SAME_FLOW_VOXELS = 0.05
 """A model's field counts as the flow of its velocity if they differ by no more than this anywhere."""
 
+POLISH = 10
+"""Iterations on an inverse that the model implies: carried to the grid of the image it is off by the interpolation."""
+
 
 @dataclass
 class Prediction:
@@ -57,7 +60,8 @@ class Prediction:
         Those of its outputs that are called ``features/...``.
     extras
         ``grid``: the model grid in the world of the fixed image; ``tiles``: on how many it ran; ``start``: the linear
-        map; ``inverse``: ``exact`` (the flow of the reversed velocity), ``model`` or ``numerical``; ``seconds``.
+        map; ``inverse``: where it begins: ``exact`` (the flow of the reversed velocity), ``model`` or ``numerical``;
+        ``seconds``.
     inversion
         The inverse field with its residual, voxels of the fixed image; None where it was not asked.
     """
@@ -132,6 +136,7 @@ class Registrar:
         self.runner = Runner(module, ndim=preparation.ndim, device=device, tile=tile, overlap=overlap)
         self.preparation = preparation
         self.start = start
+        self.steps = squarings(module)
         self.card: Card | None = None
 
     @classmethod
@@ -201,7 +206,7 @@ class Registrar:
             else:
                 raw, tiles = self._outputs(volumes[0], volumes[1], condition)
             run_for = time.perf_counter() - started
-            prediction = _assembled(raw, placed, sides[0][0].grid, inverse)
+            prediction = _assembled(raw, placed, sides[0][0].grid, inverse, self.steps)
             prediction.extras |= {
                 "tiles": tiles,
                 "seconds": {
@@ -243,11 +248,11 @@ class Registrar:
         raw, tiles = self.runner(
             {"fixed": fixed, "moving": moving},
             condition=condition,
-            each_tile=lambda outputs: flows.append(is_flow(outputs)),
+            each_tile=lambda outputs: flows.append(is_flow(outputs, self.steps)),
         )
         if tiles > 1 and all(flows) and "velocity" in raw:
             # A mean of flows is no flow; that of the mean velocity is, and so has an exact inverse.
-            raw["field"] = flow_of(raw["velocity"], fixed.shape[2:])
+            raw["field"] = flow_of(raw["velocity"], fixed.shape[2:], self.steps)
             raw.pop("inverse", None)
         return raw, tiles
 
@@ -297,11 +302,14 @@ def grown(
 
     It grows only where more than ``STICKING_OUT`` of the fixed image's foreground (voxels above its mean) lies outside.
     """
+    from verimorph.data.preparation import canonical_order
+
     before = [0] * len(shape)
     sides = list(shape)
-    inner = np.linalg.inv(index_to_world) @ fixed.grid.affine
-    step = max(1, round((fixed.grid.size / 50_000) ** (1 / fixed.grid.ndim)))
-    coarse = fixed.array[(slice(None, None, step),) * fixed.grid.ndim]
+    voxels, grid = canonical_order(fixed.array, fixed.grid)
+    inner = np.linalg.inv(index_to_world) @ grid.affine
+    step = max(1, round((grid.size / 50_000) ** (1 / grid.ndim)))
+    coarse = voxels[(slice(None, None, step),) * grid.ndim]
     bright = np.argwhere(coarse > coarse.mean()) * step
     index = bright @ inner[:-1, :-1].T + inner[:-1, -1]
     outside = ((index < -0.5) | (index > np.array(shape) - 0.5)).any(axis=1)
@@ -343,20 +351,33 @@ def onto_grid(
     return torch.einsum("ij,bj...->bi...", turn, read).contiguous()
 
 
-def flow_of(velocity: Float[Tensor, "1 d *space"], shape: Sequence[int]) -> Float[Tensor, "1 d *out"]:
-    """Displacement of the flow of a velocity, integrated on its own grid, on a grid of another shape."""
-    return fields.resize_displacement(fields.exponentiate(velocity.contiguous()), tuple(shape))
+def squarings(module: nn.Module) -> int | None:
+    """With how many squarings a model integrates its velocity; None if its parts do not say, or not the same."""
+    from verimorph.nn.heads.velocity import Integration
+
+    found = {part.steps for part in module.modules() if isinstance(part, Integration)}
+    return found.pop() if len(found) == 1 else None
 
 
-def is_flow(raw: Mapping[str, Tensor]) -> bool:
+def flow_of(
+    velocity: Float[Tensor, "1 d *space"], shape: Sequence[int], steps: int | None = None
+) -> Float[Tensor, "1 d *out"]:
+    """Displacement of the flow of a velocity, integrated on its own grid, on a grid of another shape.
+
+    ``steps`` is the model's own number of squarings: with others the fields are a tenth of a voxel apart.
+    """
+    return fields.resize_displacement(fields.exponentiate(velocity.contiguous(), steps=steps), tuple(shape))
+
+
+def is_flow(raw: Mapping[str, Tensor], steps: int | None = None) -> bool:
     """Whether a model's field is the flow of its velocity and nothing more."""
     if "velocity" not in raw:
         return False
-    flow = flow_of(raw["velocity"], raw["field"].shape[2:])
+    flow = flow_of(raw["velocity"], raw["field"].shape[2:], steps)
     return float((flow - raw["field"]).abs().amax()) <= SAME_FLOW_VOXELS
 
 
-def inverse_on_model_grid(raw: Mapping[str, Tensor]) -> tuple[Tensor | None, str]:
+def inverse_on_model_grid(raw: Mapping[str, Tensor], steps: int | None = None) -> tuple[Tensor | None, str]:
     """The inverse displacement that the outputs imply, and where it comes from; None where they imply none.
 
     Of a velocity it is the flow backwards, ``exp(-v)``, if the model's field really is ``exp(v)`` (a model may do more
@@ -364,24 +385,23 @@ def inverse_on_model_grid(raw: Mapping[str, Tensor]) -> tuple[Tensor | None, str
     """
     if "inverse" in raw:
         return raw["inverse"], "model"
-    if is_flow(raw):
-        return flow_of(-raw["velocity"], raw["field"].shape[2:]), "exact"
+    if is_flow(raw, steps):
+        return flow_of(-raw["velocity"], raw["field"].shape[2:], steps), "exact"
     return None, "numerical"
 
 
-def _assembled(raw: dict[str, Tensor], placed: Placement, grid: Grid, inverse: bool) -> Prediction:
+def _assembled(raw: dict[str, Tensor], placed: Placement, grid: Grid, inverse: bool, steps: int | None) -> Prediction:
     if "field" not in raw:
         raise InputError("the model put out no 'field'; is it a registration model?")
     if not torch.isfinite(raw["field"]).all():
         raise InputError("the model put out values that are not finite; its weights are damaged or training diverged")
     forward = onto_grid(raw["field"], placed.fixed, grid)
     linear = Affine(placed.moving @ np.linalg.inv(placed.fixed))
-    implied, source = inverse_on_model_grid(raw) if inverse else (None, "numerical")
+    implied, source = inverse_on_model_grid(raw, steps) if inverse else (None, "numerical")
     inversion: Inversion | None = None
     back: Transform
     if implied is not None:
-        # No iteration: only the residual of what is there.
-        inversion = fields.invert(forward, start=onto_grid(implied, placed.fixed, grid), iterations=0)
+        inversion = fields.invert(forward, start=onto_grid(implied, placed.fixed, grid), iterations=POLISH)
     elif inverse:
         inversion = fields.invert(forward)
     if inversion is None:
