@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -244,3 +245,12 @@ def test_nothing_of_an_earlier_registration_is_left(pair, result, tmp_path):
     assert "notes.txt" in left
     assert not left & {*("error_mm.nii.gz", "label_uncertainty.nii.gz", "report.html", "fixed_in_moving_space.nii.gz")}
     assert {"moved.nii.gz", "transform.h5", "metrics.json"} <= left
+
+
+def test_files_of_others_are_not_taken_for_an_earlier_result(result, tmp_path):
+    for name in ("report.html", "ants_0GenericAffine.mat", "error_mm.nii.gz"):
+        (tmp_path / name).write_text("mine")
+    result.save(tmp_path, report=False)
+    assert {name for name in os.listdir(tmp_path) if (tmp_path / name).read_bytes() == b"mine"} == {
+        *("report.html", "ants_0GenericAffine.mat", "error_mm.nii.gz")
+    }

@@ -50,6 +50,24 @@ RESULT_FILES = (
     *("metrics.json", "provenance.json", "report.html"),
 )
 """What a registration may write into its folder."""
+_OPTIONAL = (
+    *("moved_labels.nii.gz", "moved_landmarks.csv", "fixed_in_moving_space.nii.gz", "report.html"),
+    *("error_mm.nii.gz", "displacement_std.nii.gz", "label_uncertainty.nii.gz"),
+    *("field.nii.gz", "grid.nii.gz", "gradients.nii.gz"),
+)
+"""Of these and of what a prediction adds: what the next into the same folder may not write."""
+
+
+def left_behind(folder: str | PathLike) -> tuple[str, ...]:
+    """Names under which an earlier result in a folder may have left what would be taken for a part of the next.
+
+    Empty where the folder holds no result of ours: names alone do not make a file ours.
+    """
+    try:
+        told = json.loads((Path(folder) / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    return _OPTIONAL if isinstance(told, dict) and "verimorph" in told else ()
 
 
 @dataclass
@@ -242,8 +260,8 @@ class Registration:
         Parameters
         ----------
         folder
-            Made if missing. Files of the same name are replaced, and what an earlier registration left of those that
-            this one does not write is removed.
+            Made if missing. Files of the same name are replaced. Where it holds an earlier result of ours, what that
+            has and this one has not (report, labels, error bound) is removed.
         style
             ``verimorph``, or ``ants``: also ``ants_0GenericAffine.mat``, ``ants_1Warp.nii.gz``,
             ``ants_1InverseWarp.nii.gz``, ``ants_Warped.nii.gz`` as ANTs names and means them.
@@ -263,7 +281,7 @@ class Registration:
         if style not in ("verimorph", "ants"):
             raise OptionError(f"unknown output style '{style}'; known: verimorph, ants")
         require_free_space(folder, 24 * self.fixed.grid.size + (1 << 22))
-        with writing_folder(folder, stale=RESULT_FILES) as out:
+        with writing_folder(folder, stale=left_behind(folder)) as out:
             clock = pipeline.Clock()
             with clock("write"):
                 write_image(self.moved, out / "moved.nii.gz")

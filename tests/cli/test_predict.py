@@ -132,16 +132,44 @@ def test_a_list_goes_on_after_a_failure_and_resumes(verimorph, model, table, tmp
     assert [row["case"] for row in rows(out / "pairs.csv")] == ["there", "lost"]
 
 
-def test_a_pair_that_fails_leaves_no_earlier_result(verimorph, model, pair, tmp_path):
+def test_a_result_of_other_files_is_set_aside_when_its_pair_fails(verimorph, model, pair, tmp_path):
     fixed, moving = pair
     listing, out = tmp_path / "list.csv", tmp_path / "out"
     listing.write_text(f"case,fixed,moving\none_0001,{fixed.name},{moving.name}\n")
     assert verimorph("predict", model, "--pairs", listing, "-o", out).code == 0
     assert (out / "one_0001" / "transform.h5").is_file()
+    # A file that cannot be read just now says nothing against what was made of it.
+    moving.rename(tmp_path / "elsewhere")
+    assert verimorph("predict", model, "--pairs", listing, "-o", out).code == 2
+    assert (out / "one_0001" / "transform.h5").is_file()
     moving.write_bytes(b"damaged")
     assert verimorph("predict", model, "--pairs", listing, "-o", out).code == 2
     assert not (out / "one_0001").exists()
+    assert (out / "one_0001.outdated" / "transform.h5").is_file()
     assert [row["status"] for row in rows(out / "pairs.csv")] == ["failed"]
+
+
+def test_what_register_wrote_stays_when_a_pair_of_its_name_fails(verimorph, model, pair, tmp_path):
+    fixed, moving = pair
+    listing, out = tmp_path / "list.csv", tmp_path / "out"
+    listing.write_text(f"case,fixed,moving\none,{fixed.name},{moving.name}\n")
+    words = ("register", "-f", fixed, "-m", moving, "-o", out / "one", "-t", "rigid", "--no-report")
+    assert verimorph(*words).code == 0
+    moving.write_bytes(b"damaged")
+    assert verimorph("predict", model, "--pairs", listing, "-o", out).code == 2
+    assert (out / "one" / "transform.h5").is_file()
+
+
+def test_a_prediction_leaves_nothing_of_the_one_before(verimorph, model, pair, tmp_path):
+    fixed, moving = pair
+    out = tmp_path / "out"
+    assert verimorph("predict", model, "-f", fixed, "-m", moving, "-o", out, "--save-field").code == 0
+    (out / "error_mm.nii.gz").write_bytes(b"of the run before")
+    (out / "mine.txt").write_text("kept")
+    assert verimorph("predict", model, "-f", fixed, "-m", moving, "-o", out, "--no-report").code == 0
+    left = {file.name for file in out.iterdir()}
+    assert {"mine.txt", "transform.h5"} <= left
+    assert not left & {"error_mm.nii.gz", "field.nii.gz", "report.html"}
 
 
 def test_each_pair_of_a_list_says_how_sure_it_is(verimorph, model, table, tmp_path):

@@ -122,6 +122,8 @@ def calibrate(
         return
     assert output is not None
     points = [case.points for case in found]
+    if foundation is not None:
+        foundation = read_calibration(foundation, ndim=points[0].ndim)
     kinds = {p.kind for p in points}
     by = "kind" if by_kind and len(kinds) > 1 else "image"
     judged = len(set(deal(points, len(found)))) > 1 and len(found) > 2

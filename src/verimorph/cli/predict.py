@@ -389,7 +389,7 @@ def _one(
     from verimorph.predict.many import write_extras, write_submission
     from verimorph.predict.pair import predict_pair
     from verimorph.predict.submission import field_names
-    from verimorph.registration import RESULT_FILES
+    from verimorph.registration import RESULT_FILES, left_behind
 
     keep_inputs((output / name for name in RESULT_FILES), read)  # before the work; below, with what else is written
     names = fixed[0].name, moving[0].name
@@ -408,7 +408,7 @@ def _one(
         )
         if wanted.calibration is not None:
             result.assess(calibration=wanted.calibration, level=wanted.level)
-    with writing_folder(output) as out:
+    with writing_folder(output, stale=left_behind(output)) as out:
         write_submission(result, out, names, wanted)
         result.save(out, report=wanted.report)
         write_extras(result, seen[0], out, wanted)

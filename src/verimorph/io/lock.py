@@ -17,7 +17,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-LOCK = ".lock"
+LOCK = ".verimorph-lock"
 _HELD = {errno.EACCES, errno.EAGAIN}
 
 
@@ -58,14 +58,18 @@ def locked(folder: str | os.PathLike, *, doing: str) -> Iterator[None]:
     Raises
     ------
     InputError
-        If another process has the folder.
+        If another process has the folder, or its lock cannot be opened.
     """
     target = Path(folder)
     made = [one for one in (target, *target.parents) if not one.exists()]
     target.mkdir(parents=True, exist_ok=True)
     path = target / LOCK
     while True:
-        stream = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            stream = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            told = (error.strerror or "refused").lower()
+            raise InputError(f"{path}: cannot be had ({told}); remove it, or choose another folder") from error
         if not _lock(stream):
             os.close(stream)
             raise InputError(f"{target}: another process is {doing} there; wait for its end, or choose another folder")

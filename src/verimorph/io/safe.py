@@ -86,7 +86,8 @@ def writing_folder(path: str | os.PathLike, *, stale: Iterable[str] = ()) -> Ite
             left = [target / name for name in stale if not (hidden / name).exists()]
             _move_into(hidden, target)
             for file in left:
-                file.unlink(missing_ok=True)
+                if file.is_file():
+                    file.unlink()
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         for folder in made:  # deepest first; one that somebody else has put a file into stays

@@ -64,10 +64,11 @@ def torch_is_slow(x: Float[Tensor, "b i *space"], weight: Float[Tensor, "o j *ke
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether a tensor is only its values: no fake, no wrapper of ``torch.func``, without a forward derivative."""
+    """Whether a tensor is only its values: no fake, no wrapper of ``torch.func`` or of batched gradients, no tangent."""
     return (
         type(x) in (Tensor, nn.Parameter)
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and not torch._C._functorch.is_legacy_batchedtensor(x)
         and forward_ad.unpack_dual(x).tangent is None
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -90,8 +91,8 @@ def predict_many(
     """Predict pairs, each into a folder of its name, and keep ``pairs.csv`` up to date after each.
 
     A pair that is there already, of the same files, by the same model and refinement and with the files now wanted, is
-    not done again. Lines of other pairs stay as long as their folders do; what an earlier run left of a pair that now
-    fails is removed.
+    not done again. Lines of other pairs stay as long as their folders do; of a pair that now fails, an earlier result
+    of other files is set aside (``NAME.outdated``).
 
     Parameters
     ----------
@@ -126,7 +127,7 @@ def predict_many(
             except VerimorphError as error:
                 done.failures.append((job.name, str(error)))
                 row = {"case": job.name, "status": "failed", "message": str(error)}
-                _remove(root, job, wanted)
+                _set_aside(root, job, registrar)
         else:
             done.skipped += 1
         done.rows.append(row)
@@ -144,13 +145,39 @@ def _of_others(
     return [row for name, row in earlier.items() if name not in ours and row.get("status") == "ok" and there(name)]
 
 
-def _remove(root: Path, job: PairJob, wanted: Wanted) -> None:
-    """Remove what an earlier run left of a pair that failed: it would be scored as a result of this one."""
-    shutil.rmtree(root / job.name, ignore_errors=True)
-    if wanted.submission is not None:
-        (name,) = field_names([job.files], form=wanted.submission, suffix=wanted.suffix)
-        for file in (root / SUBMISSION).rglob(name):
-            file.unlink()
+OUTDATED = ".outdated"
+"""Ends the name of what an earlier run made of files that have changed since, and that could not be made anew."""
+
+
+def _set_aside(root: Path, job: PairJob, registrar: Registrar) -> None:
+    """Put an earlier result of a pair that failed out of the way where it is of other files, or by another model: it
+    would be scored as this one.
+
+    What cannot be read now, or could not be written, says nothing against the result that is there, which then stays.
+    """
+    folder = root / job.name
+    provenance = _read_json(folder / "provenance.json")
+    settings = provenance.get("settings", {})
+    same = provenance.get("model") == identity_of(registrar.card)
+    if "model" not in provenance or (same and not _changed(settings.get("files_sha256"), hashes(job.inputs))):
+        return
+    places = [folder]
+    if isinstance(settings.get("submission"), str):
+        places.append(root / settings["submission"])
+    for place in places:
+        if place.exists():
+            _rename(place, place.with_name(place.name + OUTDATED))
+
+
+def _changed(before: Mapping[str, str] | None, now: Mapping[str, str]) -> bool:
+    """Whether files are others than they were; one that cannot be read may be the same."""
+    return before is not None and any(before.get(name) not in (None, digest) for name, digest in now.items())
+
+
+def _rename(place: Path, target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+    os.replace(place, target)
 
 
 def _read_by(jobs: Sequence[PairJob | ImageJob]) -> list[Path]:
@@ -242,31 +269,33 @@ def _predict(
         result.assess(calibration=wanted.calibration, level=wanted.level)
     row = measured(job.name, result)
     write_submission(result, root, job.files, wanted)
-    if wanted.everything:
-        result.save(root / job.name, report=wanted.report)
-        write_extras(result, seen[0], root / job.name, wanted)
-    else:
-        with replacing_folder(root / job.name) as out:
-            write_transform(result.transform, out / "transform.h5")
-            if wanted.moved:
-                write_image(result.moved, out / "moved.nii.gz")
-                if result.moved_labels is not None:
-                    write_image(result.moved_labels, out / "moved_labels.nii.gz")
-            if wanted.field:
-                write_transform(result.inverse, out / "inverse.h5")
-            write_extras(result, seen[0], out, wanted)
-            if result.uncertainty is not None:
-                result.uncertainty.save_maps(out)
-            for name, values in (("metrics", result.metrics), ("provenance", result.provenance)):
-                text = json.dumps(without_nan(values), indent=2, allow_nan=False) + "\n"
-                (out / f"{name}.json").write_text(text, encoding="utf-8")
+    with replacing_folder(root / job.name) as out:
+        write_extras(result, seen[0], out, wanted)
+        if wanted.everything:
+            result.save(out, report=wanted.report)
+            return row
+        write_transform(result.transform, out / "transform.h5")
+        if wanted.moved:
+            write_image(result.moved, out / "moved.nii.gz")
+            if result.moved_labels is not None:
+                write_image(result.moved_labels, out / "moved_labels.nii.gz")
+        if wanted.field:
+            write_transform(result.inverse, out / "inverse.h5")
+        if result.uncertainty is not None:
+            result.uncertainty.save_maps(out)
+        for name, values in (("metrics", result.metrics), ("provenance", result.provenance)):
+            text = json.dumps(without_nan(values), indent=2, allow_nan=False) + "\n"
+            (out / f"{name}.json").write_text(text, encoding="utf-8")
     return row
 
 
 def write_submission(result: Registration, folder: Path, names: tuple[str, str], wanted: Wanted) -> None:
-    """The field of a pair below ``folder`` as a challenge wants it, where it is wanted; ``names``: fixed and moving."""
+    """The field of a pair below ``folder`` as a challenge wants it, where it is wanted; ``names``: fixed and moving.
+
+    Where it is stands in the settings of the result: tasks of a challenge may have files of one name.
+    """
     if wanted.submission is not None:
-        write_field(
+        file = write_field(
             result.transform,
             folder / SUBMISSION,
             fixed=result.fixed.grid,
@@ -275,6 +304,7 @@ def write_submission(result: Registration, folder: Path, names: tuple[str, str],
             form=wanted.submission,
             suffix=wanted.suffix,
         )
+        result.settings["submission"] = file.relative_to(folder).as_posix()
 
 
 def write_extras(result: Registration, predicted: Prediction, folder: Path, wanted: Wanted) -> None:
@@ -350,9 +380,9 @@ def _finished(
     needed += ["error_mm.nii.gz"] * (wanted.calibration is not None)
     if row.get("status") != "ok" or not all((folder / name).is_file() for name in needed):
         return False
-    if wanted.submission is not None and not _has_field(root / SUBMISSION, job, wanted):
-        return False
     provenance = _read_json(folder / "provenance.json")
+    if wanted.submission is not None and not _has_field(root, job, wanted, provenance):
+        return False
     if wanted.calibration is not None and not _assessed(folder, wanted):
         return False
     settings = provenance.get("settings", {})
@@ -383,9 +413,10 @@ def _refinement(settings: dict[str, Any] | None) -> Any:
     return json.loads(json.dumps({name: settings.get(name) for name in names}))
 
 
-def _has_field(folder: Path, job: PairJob, wanted: Wanted) -> bool:
+def _has_field(root: Path, job: PairJob, wanted: Wanted, provenance: Mapping[str, Any]) -> bool:
     (name,) = field_names([job.files], form=str(wanted.submission), suffix=wanted.suffix)
-    return any(folder.rglob(name))
+    written = provenance.get("settings", {}).get("submission")
+    return isinstance(written, str) and Path(written).name == name and (root / written).is_file()
 
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -466,8 +497,8 @@ def segment_many(
     settings = json.loads(json.dumps(settings))
     told = _read_json(root / SETTINGS)
     same = {name: told.get(name) for name in settings} == settings
-    labelled = told.get("files_sha256", {}) if same else {}
-    earlier = read_rows(root / IMAGES) if same else {}
+    before, rows_before = told.get("files_sha256", {}), read_rows(root / IMAGES)
+    labelled, earlier = (dict(before), rows_before) if same else ({}, {})
     others = _of_others(earlier, jobs, lambda name: (root / f"{name}.nii.gz").is_file())
     if not same:  # what is replaced from here on must not count for the settings before
         _note(root / SETTINGS, settings, {})
@@ -501,8 +532,11 @@ def segment_many(
         except VerimorphError as error:
             done.failures.append((job.name, str(error)))
             row |= {"status": "failed", "message": str(error)}
-            if job.name in earlier:
-                target.unlink(missing_ok=True)
+            ours = target.is_file() and rows_before.get(job.name, {}).get("status") == "ok"
+            if ours and (
+                not same or _changed(before.get(job.name), read)
+            ):  # else it would be taken for one of this run
+                _rename(target, root / f"{job.name}{OUTDATED}.nii.gz")
         done.rows.append(row)
         waiting = [earlier[later.name] for later in jobs[number + 1 :] if later.name in earlier]
         write_table([*done.rows, *waiting, *others], root / IMAGES)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,9 +232,17 @@ def run_recipe(
         on_gpu = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
         wanted = "bf16-mixed" if on_gpu else "32-true"
     fabric = make_fabric(accelerator=accelerator, devices=devices, nodes=nodes, precision=wanted)
-    with locked(folder, doing="training") if fabric.is_global_zero else nullcontext():
+    with ExitStack() as held:
+        refused = None
         if fabric.is_global_zero:
-            _check_new(folder, resume)  # another run may have ended since
+            try:
+                held.enter_context(locked(folder, doing="training"))
+                _check_new(folder, resume)  # another run may have ended since
+            except InputError as error:
+                refused = str(error)
+        refused = fabric.broadcast(refused)  # else the others would wait for the first, or say something of their own
+        if refused is not None:
+            raise InputError(refused)
         return _run(recipe, folder, fabric, resume, head, on_step, on_setup)
 
 

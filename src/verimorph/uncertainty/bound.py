@@ -551,7 +551,7 @@ def read_calibration(name: str | os.PathLike | Calibration = "general", *, ndim:
 def _read(name: str | os.PathLike, ndim: int) -> Calibration:
     from verimorph.uncertainty.evidence import MAPS
 
-    ending = "" if ndim == 3 else f"-{ndim}d"
+    ending = "" if ndim == 3 or str(name).endswith(f"-{ndim}d") else f"-{ndim}d"
     path = CALIBRATIONS / f"{name}{ending}.json"
     if not path.is_file():
         path = Path(name)

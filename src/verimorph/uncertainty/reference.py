@@ -33,8 +33,8 @@ SAME = (
     *("transform", "stages", "similarity", "quality", "levels", "iterations", "regularity"),
     *("update_sigma", "total_sigma", "step_voxels", "symmetric", "convergence", "lncc_radius"),
 )
-"""Settings that decide how a field comes about. Where it starts, how intensities are prepared, which axes are frozen
-and on which device it runs are as they may be: the reference has these in common with the result."""
+"""Settings that decide how a field comes about. Where it started does not count; how intensities were prepared, which
+axes are frozen and the device are as they may be, and the reference has them in common with the result."""
 
 
 def by_defaults(settings: Mapping[str, Any]) -> bool:
