@@ -62,6 +62,7 @@ class Unsure:
     verdict: str = "review"
     reasons: str = "low similarity after alignment"
     probability: float | None = 0.31
+    reference_away_mm: float | None = None
 
 
 def finish(fixed: Image, moving: Image, transform: Any, **more: Any) -> Finished:

@@ -121,3 +121,9 @@ def test_verdict_without_a_probability_claims_none(known, unsure):
 def test_reasons_cannot_inject_markup(known, unsure):
     evil = "<script>alert(1)</script>"
     assert evil not in render(unsure(known(2), reasons=evil, calibration=evil, calibrated_for=evil))
+
+
+def test_a_result_of_another_recipe_shows_its_way_to_the_defaults(known, unsure, page):
+    name = "Way to a registration by the defaults, median"
+    assert name not in page
+    assert fact(render(unsure(known(2), reference_away_mm=1.234)), name).startswith("1.23")

@@ -64,7 +64,7 @@ def torch_is_slow(x: Float[Tensor, "b i *space"], weight: Float[Tensor, "o j *ke
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether a tensor is only its values: no fake, no wrapper of ``torch.func`` or of batched gradients, no tangent."""
+    """Whether a tensor is only its values: no fake, no wrapper of ``torch.func`` or batched gradients, no tangent."""
     return (
         type(x) in (Tensor, nn.Parameter)
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
