@@ -305,6 +305,18 @@ def test_an_image_of_one_value_is_refused(folder_config, folder_set):
         build_data(folder_config).store["s1_0"]
 
 
+def test_one_of_several_channels_may_be_empty(folder_config, folder_set):
+    """Such as the probability of a tissue that a case has none of."""
+    for file in sorted((folder_set / "images").glob("*.nii.gz")):
+        empty = nib.Nifti1Image(np.zeros(nib.load(file).shape, np.float32), nib.load(file).affine)
+        nib.save(empty, folder_set / file.name)
+    folder = {**folder_config["folder"], "images": "images/{id}.nii.gz+{id}.nii.gz"}
+    data = build_data({**folder_config, "folder": folder})
+    image = data.store["s1_0"].image
+    assert image[0].std() > 0
+    assert (image[1] == 0).all()
+
+
 def test_variables_in_paths(monkeypatch):
     monkeypatch.setenv("VERIMORPH_DATA", "/somewhere")
     assert str(expand("${VERIMORPH_DATA}/x")) == "/somewhere/x"

@@ -189,8 +189,8 @@ class Store:
         images = case.read_images()
         for other in images[1:]:
             validate.check_same_grid(images[0], other, f"channel of case {case.id}")
-        for image in images:
-            validate.check_not_constant(image, f"image of case {case.id}")
+        if all(image.array.min() == image.array.max() for image in images):  # one channel of several may be empty
+            validate.check_not_constant(images[0], f"image of case {case.id}")
         matrix = self.preparation.index_to_world(images[0], cache=self.folder)
         labels, known = self._labels(case, matrix, images[0])
         mask = None
