@@ -108,14 +108,14 @@ def test_what_workers_share_does_not_outlive_a_killed_run(folder_config, tmp_pat
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("verimorph.io.lock.YOUNG", -1.0)
     left = build_data(folder_config)
     left._share()
     folder = left.store.folder
     data = build_data(folder_config)
     data._share()
     assert folder.is_dir(), "its process lives"
-    os.close(left._folder._stream)  # as the system does when a process is killed
-    left._folder._stream = None
+    left._folder._lock.release()  # as the system does when a process is killed
     again = build_data(folder_config)
     again._share()
     assert not folder.exists()

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from verimorph.errors import InputError
+from verimorph.io import lock
 from verimorph.io.lock import LOCK, TemporaryFolder, locked, sweep
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="temporary folders are swept where the system has flock")
@@ -42,17 +43,23 @@ def test_a_folder_is_had_by_one_and_left_as_it_was(tmp_path):
 
 def test_what_a_killed_process_left_is_taken_and_swept(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    sweep("verimorph-test-")  # nothing is there
     own = TemporaryFolder("verimorph-test-")
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     words = [sys.executable, "-c", _HOLDING, str(tmp_path / "run")]
     with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as other:
         place = other.stdout.readline().strip()
+        monkeypatch.setattr(lock, "YOUNG", -1.0)
         sweep("verimorph-test-")
         assert os.listdir(place), "its process lives"
         with pytest.raises(InputError, match="another process"), locked(tmp_path / "run", doing="training"):
             pass
         other.send_signal(signal.SIGKILL)
     assert os.path.isfile(os.path.join(place, "image.npy"))
+    monkeypatch.setattr(lock, "YOUNG", 60.0)
+    sweep("verimorph-test-")
+    assert os.path.isdir(place), "it may be one that is about to be locked"
+    monkeypatch.setattr(lock, "YOUNG", -1.0)
     with locked(tmp_path / "run", doing="training"):
         another = TemporaryFolder("verimorph-test-")
     assert not os.path.exists(place)
@@ -61,3 +68,9 @@ def test_what_a_killed_process_left_is_taken_and_swept(tmp_path, monkeypatch):
     gone = another.path
     del another
     assert not gone.exists()
+
+
+def test_a_lock_that_cannot_be_had_is_one_line(tmp_path):
+    (tmp_path / LOCK).mkdir()
+    with pytest.raises(InputError, match="cannot be had"), locked(tmp_path, doing="training"):
+        pass

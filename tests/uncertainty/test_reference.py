@@ -142,6 +142,25 @@ def test_a_moving_mask_hides_what_is_sent_outside_it(pair: KnownPair, usual: Reg
     assert not hidden[(column < 22) & anatomy(usual.fixed, None)].any()
 
 
+def test_nothing_is_promised_where_the_reference_was_not_compared(pair: KnownPair, usual: Registration):
+    """A result that is sent into the moving mask where the reference is sent outside it."""
+    mask = np.zeros(pair.moving.grid.shape, np.uint8)
+    mask[:, :24] = 1
+    shift = np.eye(4)
+    shift[1, 3] = -16.0  # eight voxels
+    found = replace(
+        usual,
+        transform=Affine(shift),
+        inverse=Affine(np.linalg.inv(shift)),
+        moving_mask=pair.moving.with_array(mask),
+        settings={"seed": 0},
+        uncertainty=None,
+    )
+    hidden = np.isnan(assess(found).error_mm.array)
+    assert hidden[:, 30].mean() > 0.9  # sent to 22, within the mask
+    assert not hidden[:, 18][anatomy(usual.fixed, None)[:, 18]].any()
+
+
 def test_a_mask_does_not_make_another_kind_of_an_image(pair: KnownPair, usual: Registration):
     mask = np.zeros(pair.fixed.grid.shape, np.uint8)
     mask[:, :26] = 1

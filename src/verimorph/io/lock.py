@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from verimorph.errors import InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 LOCK = ".verimorph-lock"
-_HELD = {errno.EACCES, errno.EAGAIN}
-
-
-def _lock(stream: int) -> bool:
-    """Lock an open file; False where another process (or another opening in this one) has it.
-
-    A file system that knows no locks cannot tell: that counts as had.
-    """
-    try:
-        if fcntl is not None:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            import msvcrt
-
-            msvcrt.locking(stream, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    except OSError as error:
-        return error.errno not in _HELD
-    return True
-
-
-def _is_file(stream: int, path: Path) -> bool:
-    """Whether an open file is still the one of that name: who ends removes it."""
-    try:
-        return os.path.samestat(os.fstat(stream), os.stat(path))
-    except FileNotFoundError:
-        return False
+YOUNG = 60.0
+"""Seconds: a folder that was made just now may be about to be locked."""
 
 
 @contextmanager
@@ -64,27 +37,22 @@ def locked(folder: str | os.PathLike, *, doing: str) -> Iterator[None]:
     made = [one for one in (target, *target.parents) if not one.exists()]
     target.mkdir(parents=True, exist_ok=True)
     path = target / LOCK
-    while True:
-        try:
-            stream = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            told = (error.strerror or "refused").lower()
-            raise InputError(f"{path}: cannot be had ({told}); remove it, or choose another folder") from error
-        if not _lock(stream):
-            os.close(stream)
-            raise InputError(f"{target}: another process is {doing} there; wait for its end, or choose another folder")
-        if _is_file(stream, path):
-            break
-        os.close(stream)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{target}: another process is {doing} there; wait for its end, or choose another folder"
+        ) from None
+    except OSError as error:
+        told = (error.strerror or "refused").lower()
+        raise InputError(f"{path}: cannot be had ({told}); remove it, or choose another folder") from error
     try:
         yield
     finally:
-        if os.name == "nt":  # where an open file cannot be removed
-            os.close(stream)
-        with suppress(OSError):
+        with suppress(OSError):  # while it is held, so that nobody else's is removed; Windows keeps it
             path.unlink()
-        if os.name != "nt":
-            os.close(stream)
+        lock.release()
         with suppress(OSError):
             for one in made:
                 one.rmdir()
@@ -103,34 +71,22 @@ class TemporaryFolder:
         sweep(prefix)
         self._folder = tempfile.TemporaryDirectory(prefix=prefix)
         self.path = Path(self._folder.name)
-        # Locked under another name first: a sweep looks at locks of that name alone.
-        hidden = self.path / f"{LOCK}-{os.getpid()}"
-        self._stream = os.open(hidden, os.O_RDWR | os.O_CREAT, 0o600)
-        if fcntl is not None:  # elsewhere a locked file can be neither renamed nor removed, and nothing is swept
-            _lock(self._stream)
-            os.replace(hidden, self.path / LOCK)
+        self._lock = FileLock(self.path / LOCK, timeout=0)
+        self._lock.acquire()
 
     def __del__(self) -> None:
-        stream = getattr(self, "_stream", None)
-        if stream is not None:
-            with suppress(OSError):
-                os.close(stream)
+        if (lock := getattr(self, "_lock", None)) is not None:
+            lock.release()
 
 
 def sweep(prefix: str) -> None:
     """Remove temporary folders of a prefix whose process has ended without doing so."""
-    if fcntl is None:
-        return
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with suppress(OSError):
-            stream = os.open(folder / LOCK, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-            try:
-                mine = os.fstat(stream).st_uid == os.getuid()
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if mine:
+        # Another user's, one that is held and one that is gone meanwhile are left alone.
+        with suppress(OSError, Timeout):
+            if (folder / LOCK).is_file() and time.time() - folder.stat().st_mtime > YOUNG:
+                with FileLock(folder / LOCK, timeout=0):
                     shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(stream)
 
 
 __all__ = ["LOCK", "TemporaryFolder", "locked", "sweep"]

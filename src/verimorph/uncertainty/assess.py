@@ -249,6 +249,8 @@ def _bounded(registration: Registration, held: Calibration, level: float, seed: 
     evidence = _looked(registration, seed)
     learned_from = evidence if direct else _looked(reference, seed)
     compared = _compared(registration)
+    if not direct and (compared & _compared(reference)).any():  # nothing is known of the reference elsewhere
+        compared &= _compared(reference)
     whole = foreground(registration.fixed)
     inside = whole & compared if (whole & compared).any() else compared
     near = on_evidence(inside, evidence.grid)
