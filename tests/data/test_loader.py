@@ -295,6 +295,7 @@ def test_the_air_of_a_ct_is_what_moves_in_from_outside(folder_config, folder_set
         for batch in take(build_data(settings), 4):
             assert not (batch["fixed"] == 0).any()
             assert batch["fixed"].min() == -1000
+            assert batch["moving_background"].tolist() == [[-1000.0]] * len(batch["moving"])
     images = {**folder_config, "synthetic": {"kind": "images", "velocity": 2.0, "scales": [4]}}
     assert not (next(build_data(images).train_batches())["moving"] == 0).any()
 

@@ -50,6 +50,25 @@ def test_symmetric_training_is_the_mean_of_both_directions(phantoms):
     assert model.calls == [4, 2, 2], "both directions are one doubled batch"
 
 
+def test_what_moves_in_from_outside_is_the_background_of_the_image_it_comes_with():
+    """A field that reads two voxels beyond the border, in both directions: air in both, each image's own."""
+
+    class Shift(Asymmetric):
+        def forward(self, *, fixed: Tensor, moving: Tensor, condition: Tensor | None = None) -> dict[str, Tensor]:
+            return {"field": torch.full((len(fixed), 2, *fixed.shape[2:]), 2.0)}
+
+    fixed, moving = torch.full((1, 1, 8, 8), 40.0), torch.full((1, 1, 8, 8), 50.0)
+    batch = {"fixed": fixed, "moving": moving}
+    backgrounds = {"fixed_background": torch.tensor([[-5.0]]), "moving_background": torch.tensor([[-1000.0]])}
+    objective = build_objective("mse+mse:direction=backward")
+    seen = registration_tensors(Shift(), {**batch, **backgrounds}, objective, symmetric=True)
+    assert seen["moved"][0, 0, -2:].eq(-1000).all()
+    assert seen["moved"][0, 0, :6, :6].eq(50).all()
+    assert seen["backward/moved"][0, 0, -2:].eq(-5).all()
+    assert seen["backward/moved"][0, 0, :6, :6].eq(40).all()
+    assert registration_tensors(Shift(), batch, objective)["moved"][0, 0, -2:].eq(0).all()
+
+
 @pytest.mark.parametrize(
     ("objective", "symmetric"),
     [("mse+mse:direction=stage1", True), ("mse+mse:direction=backward", True), ("mse+mse:direction=backward", False)],

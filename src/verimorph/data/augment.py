@@ -356,13 +356,8 @@ def warp_image(
     sample: Sample, displacement: Float[Tensor, "1 d *space"], matrix: Float[ndarray, "h h"] | None = None
 ) -> Float[Tensor, "c *space"]:
     """Read the image at ``matrix @ (i + u(i))``; outside is its background."""
-    values = [0.0] * len(sample.image) if sample.background is None else sample.background.tolist()
-    if len(set(values)) == 1:
-        return field.warp(sample.image[None], displacement, matrix=matrix, background=values[0])[0]
-    channels = zip(sample.image, values, strict=True)
-    return torch.cat(
-        [field.warp(x[None, None], displacement, matrix=matrix, background=value)[0] for x, value in channels]
-    )
+    background = 0.0 if sample.background is None else sample.background[None]
+    return field.warp(sample.image[None], displacement, matrix=matrix, background=background)[0]
 
 
 def change_intensities(

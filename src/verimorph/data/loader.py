@@ -118,15 +118,24 @@ def collate(items: Sequence[dict[str, Any]]) -> Batch:
 
     Keys: ``fixed``, ``moving`` (b, c, *space) float32; ``*_labels`` (b, *space) int64, classes 0 to k, where any item
     has them (0 for those that do not); ``*_known`` (b, k) bool; ``*_mask`` (b, 1, *space) bool, True for items without;
-    ``*_points`` (b, n, d), model indices, where all items have as many; ``known_field`` (b, d, *space); ``names``, one
-    ``fixed<-moving`` an item. Single images: ``image``, ``labels``, ``known``, ``mask``, ``points``.
+    ``*_points`` (b, n, d), model indices, where all items have as many; ``*_background`` (b, c), what lies outside the
+    images, where it is not 0 in all; ``known_field`` (b, d, *space); ``names``, one ``fixed<-moving`` an item. Single
+    images: ``image``, ``labels``, ``known``, ``mask``, ``points``, ``background``.
     """
     batch: Batch = {"names": [item["names"] for item in items]}
+    backgrounds: Batch = {}
     for role in ("fixed", "moving", "image"):
         if role in items[0]:
             prefix = "" if role == "image" else f"{role}_"
-            batch[role] = torch.stack([item[role].image for item in items])
-            batch.update(_belongings([item[role] for item in items], prefix))
+            samples = [item[role] for item in items]
+            batch[role] = torch.stack([sample.image for sample in samples])
+            batch.update(_belongings(samples, prefix))
+            zero = torch.zeros(len(samples[0].image))
+            backgrounds[f"{prefix}background"] = torch.stack(
+                [zero if sample.background is None else sample.background for sample in samples]
+            )
+    if any(bool(values.any()) for values in backgrounds.values()):
+        batch.update(backgrounds)
     if "known_field" in items[0]:
         batch["known_field"] = torch.stack([item["known_field"] for item in items])
     return batch

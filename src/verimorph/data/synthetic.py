@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -223,6 +223,7 @@ def deformed_pair(fixed: Sample, settings: SyntheticSettings, *, generator: torc
         image=warp_image(fixed, forward),
         labels=None if fixed.labels is None else field.warp(fixed.labels[None, None], forward, mode="nearest")[0, 0],
         known=fixed.known,
+        background=fixed.background,
     )
-    kept = Sample(fixed.image, labels=fixed.labels, known=fixed.known)
+    kept = replace(fixed, mask=None, points=None)
     return {"fixed": kept, "moving": moving, "known_field": flow(-velocity, shape)[0]}

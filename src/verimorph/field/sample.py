@@ -149,7 +149,7 @@ def warp(
     *,
     matrix: Float[ndarray, "h h"] | Tensor | None = None,
     mode: Mode = "linear",
-    background: float | int = 0.0,
+    background: float | int | Float[Tensor, "b c"] = 0.0,
 ) -> Shaped[Tensor, "b c *out"]:
     """Resample an image through a field and a linear map, in one interpolation: ``image(matrix @ (i + u(i)))``.
 
@@ -162,8 +162,11 @@ def warp(
     matrix
         Homogeneous map from output voxels to voxels of ``image`` (default identity).
     mode, background
-        As in :func:`sample`.
+        As in :func:`sample`; ``background`` may be a tensor, one value for each channel of each image.
     """
+    if isinstance(background, Tensor):
+        level = background.reshape(*background.shape, *[1] * (image.ndim - 2))
+        return warp(image - level, displacement, matrix=matrix, mode=mode) + level
     affine = _as_matrix(matrix, displacement.shape[1])
     if mode == "nearest":
         kernels = compiled(displacement) if image.device.type == "cpu" and len(image) == len(displacement) else None

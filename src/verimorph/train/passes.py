@@ -3,8 +3,8 @@
 Keys of a batch of pairs: ``fixed``, ``moving`` (b, c, \\*space); where there are any, ``fixed_labels`` and
 ``moving_labels`` (b, \\*space) classes 0 to k, ``fixed_known`` and ``moving_known`` (b, k) which classes from 1 on
 were drawn, ``fixed_mask`` and ``moving_mask`` (b, 1, \\*space), ``fixed_points`` and ``moving_points`` (b, n, d),
-``known_field``, ``condition`` (b, k), ``names``. Keys of a batch of single images: ``image``, ``labels``, ``known``,
-``names``.
+``fixed_background`` and ``moving_background`` (b, c) what lies outside the images (default 0), ``known_field``,
+``condition`` (b, k), ``names``. Keys of a batch of single images: ``image``, ``labels``, ``known``, ``names``.
 """
 
 from __future__ import annotations
@@ -177,7 +177,10 @@ class _Way:
         maker: Callable[[Tensor], Tensor] | None
         source: str
         if base == "moved":
-            source, maker = "moving", lambda field: warp(batch["moving"], field)
+            source, maker = (
+                "moving",
+                lambda field: warp(batch["moving"], field, background=batch.get("moving_background", 0.0)),
+            )
         elif base == "moved_mask":
             # A mask says where to look; a gradient through it would pull the images out of each other's sight.
             source, maker = (

@@ -213,7 +213,8 @@ def _picture(image: Tensor, *, scale: bool = True) -> ndarray:
 
 
 def _pictures(batch: Batch, displacement: Tensor) -> dict[str, ndarray]:
-    moved = warp(batch["moving"][:1].float(), displacement[:1])
+    background = batch["moving_background"][:1] if "moving_background" in batch else 0.0
+    moved = warp(batch["moving"][:1].float(), displacement[:1], background=background)
     return {
         "pair/fixed": _picture(batch["fixed"][0, 0]),
         "pair/moved": _picture(moved[0, 0]),
