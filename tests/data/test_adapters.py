@@ -12,9 +12,10 @@ import pytest
 from verimorph.data.adapters import ADAPTERS, adapter
 from verimorph.data.adapters.adapter import packaged_split
 from verimorph.data.adapters.brain_labels import FREESURFER_30, OASIS_35, swaps_by_name
-from verimorph.data.preparation import Preparation
+from verimorph.data.preparation import Preparation, canonical_order
 from verimorph.errors import InputError, OptionError
 
+from verimorph.image import Image
 PEERS = {f"hippocampus_{n}" for n in ("006", "008", "017", "019", "045", "048", "087", "088")}
 
 
@@ -191,6 +192,13 @@ def test_left_and_right_of_brains():
         assert all(names[a].replace("left", "right") == names[b] for a, b in swaps)
     assert OASIS_35[14] == "left hippocampus"
     assert OASIS_35[35] == "right choroid plexus"
+
+def test_grid_of_neurite_oasis_holds_its_whole_image():
+    # FreeSurfer's order of axes: to the left, down, to the front.
+    affine = np.array([[-1, 0, 0, 80], [0, 0, 1, -112], [0, -1, 0, 96], [0, 0, 0, 1]])
+    image = Image.from_array(np.zeros((160, 192, 224), np.uint8), affine)
+    assert adapter("neurite_oasis").preparation["shape"] == canonical_order(image.array, image.grid)[0].shape
+
 
 
 @pytest.mark.data
