@@ -77,6 +77,56 @@ def test_abdomen_of_2020_has_45_validation_pairs_smaller_number_fixed(tmp_path, 
 
 
 def test_acdc_frames_come_from_the_information_file(tmp_path, write):
+def test_learn2reg_reads_a_task_whose_test_images_are_an_archive_of_their_own(tmp_path, write):
+    def pairs(folder, *numbers):
+        return [{key: f"./{folder}/NLST_{n:04d}_000{k}.nii.gz" for k, key in enumerate(("fixed", "moving"))}
+                for n in numbers]  # fmt: skip
+
+    root = tmp_path / "NLST2023" / "NLST"
+    for n in (1, 101, 201):
+        for scan in range(2):
+            write(root / "imagesTr" / f"NLST_{n:04d}_000{scan}.nii.gz", shape=(2, 3, 4))
+    listed = [{"image": pair[key]} for pair in pairs("imagesTr", 1, 101, 201) for key in pair]
+    content = {
+        "training": listed,
+        "test": [{"image": "./imagesTs/NLST_0111_0000.nii.gz"}, {"image": "./imagesTs/NLST_0111_0001.nii.gz"}],
+        "training_paired_images": pairs("imagesTr", 1, 101, 201),
+        "test_paired_images": pairs("imagesTs", 111),
+        "registration_val": pairs("imagesTr", 101),
+    }
+    file = root / "NLST_dataset.json"
+    file.write_text(json.dumps(content))
+    found = adapter("l2r_nlst").dataset(tmp_path)
+    assert set(found.splits) == {"train", "validation"}
+    assert "test_paired_images" not in found.pairs
+    assert [fixed for fixed, _ in found.pairs["train"]] == ["NLST_0001_0000", "NLST_0201_0000"]
+
+    # Once there, they are the test; and what is to test on is not trained on.
+    write(root / "imagesTs" / "NLST_0111_0000.nii.gz", shape=(2, 3, 4))
+    with pytest.raises(InputError, match=r"1 file is missing: .*imagesTs.NLST_0111_0001"):
+        adapter("l2r_nlst").dataset(tmp_path)
+    write(root / "imagesTs" / "NLST_0111_0001.nii.gz", shape=(2, 3, 4))
+    file.write_text(json.dumps({**content, "registration_test": pairs("imagesTr", 201)}))
+    found = adapter("l2r_nlst").dataset(tmp_path)
+    assert found.pairs["test"] == (("NLST_0201_0000", "NLST_0201_0001"),)
+    assert found.pairs["train"] == (("NLST_0001_0000", "NLST_0001_0001"),)
+    assert found.splits["train"] == ("NLST_0001_0000", "NLST_0001_0001")
+
+
+def test_abdomen_is_numbered_as_by_btcv():
+    from verimorph.data.adapters.l2r_abdomen_ct import LABELS, SWAPS
+
+    assert (LABELS[2], LABELS[12], LABELS[13]) == ("right kidney", "right adrenal gland", "left adrenal gland")
+    assert all({LABELS[a].split()[0], LABELS[b].split()[0]} == {"left", "right"} for a, b in SWAPS)
+
+
+def test_two_copies_in_one_folder_are_refused(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "database" / "training").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"one.database and .*two.database both hold training; give one of them"):
+        adapter("acdc").dataset(tmp_path)
+
+
     folder = tmp_path / "training" / "patient001"
     for frame in (1, 12):
         write(folder / f"patient001_frame{frame:02d}.nii.gz", seed=frame)
@@ -87,12 +137,33 @@ def test_acdc_frames_come_from_the_information_file(tmp_path, write):
     assert found.case("patient001_es").images[0].path.name == "patient001_frame12.nii.gz"
 
 
-def test_mnms_labels_are_numbered_as_in_acdc(tmp_path, write):
-    folder = tmp_path / "Training" / "Labeled" / "A1"
+def test_acdc_of_the_challenge_has_no_labels_to_test_on(tmp_path, write):
+    base = tmp_path / "ACDC" / "database"
+    for folder in (base / "training" / "patient001", base / "testing" / "patient101"):
+        for frame in (1, 9):
+            write(folder / f"{folder.name}_frame{frame:02d}.nii.gz")
+            if folder.name == "patient001":
+                write(folder / f"{folder.name}_frame{frame:02d}_gt.nii.gz", labels=3)
+        (folder / "Info.cfg").write_text("ED: 1\nES: 9\nNbFrame: 30\n")
+    found = adapter("acdc").dataset(tmp_path)
+    assert found.pairs["test"] == (("patient101_ed", "patient101_es"),)
+    assert [case.labels is not None for case in found.cases] == [True, True, False, False]
+    (base / "training" / "patient001" / "patient001_frame09_gt.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"1 file is missing: .*patient001_frame09_gt"):
+        adapter("acdc").dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["211230_M&Ms_Dataset_information_diagnosis_opendataset.csv", "201014_M&Ms_Dataset_Information_-_opendataset.csv"],
+)
+def test_mnms_labels_are_numbered_as_in_acdc(tmp_path, write, table):
+    base = tmp_path / "OpenDataset"
+    folder = base / "Training" / "Labeled" / "A1"
     write(folder / "A1_sa.nii.gz", shape=(4, 5, 6, 3))
     write(folder / "A1_sa_gt.nii.gz", shape=(4, 5, 6, 3), labels=3)
-    (tmp_path / "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv").write_text(
-        "External code,VendorName,Vendor,Centre,ED,ES\nA1,Siemens,A,1,0,2\nZZ,Siemens,A,1,0,2\n"
+    (base / table).write_text(
+        ",External code,VendorName,Vendor,Centre,ED,ES\n0,A1,Siemens,A,1,0,2\n1,ZZ,Siemens,A,1,0,2\n"
     )
     found = adapter("mnms").dataset(tmp_path)
     stored = np.asarray(nib.load(folder / "A1_sa_gt.nii.gz").dataobj)[..., 2]
