@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import time
 
@@ -130,6 +131,24 @@ def test_scaled_integers_become_float32_with_slope_and_intercept(tmp_path, suffi
     np.testing.assert_allclose(image.array, stored.get_fdata(), rtol=1e-6)
     itk = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"a{suffix}"))).T
     np.testing.assert_allclose(image.array, itk, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.Nifti2Pair, nib.AnalyzeImage])
+@pytest.mark.parametrize("compressed", [".hdr", ".img"])
+def test_one_file_of_a_pair_may_be_compressed(tmp_path, kind, compressed):
+    voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    nib.save(kind(voxels, np.diag([2.0, 2, 2, 1])), tmp_path / "whole.hdr")
+    whole = read_image(tmp_path / "whole.hdr")
+    for end in (".hdr", ".img"):
+        content = (tmp_path / f"whole{end}").read_bytes()
+        if end == compressed:
+            (tmp_path / f"a.b{end}.gz").write_bytes(gzip.compress(content))
+        else:
+            (tmp_path / f"a.b{end}").write_bytes(content)
+    for file in sorted(tmp_path.glob("a.b.*")):
+        image = read_image(file)
+        np.testing.assert_array_equal(image.array, whole.array)
+        np.testing.assert_array_equal(image.grid.affine, whole.grid.affine)
 
 
 def test_big_endian_files_give_native_voxels(tmp_path):

@@ -432,8 +432,9 @@ def read_learn2reg(path: str | Path, *, name: str | None = None) -> Dataset:
 
     Images are those of ``training``, ``test`` and of every list of pairs; labels, masks and key points lie in folders
     beside that of the image (``imagesTr`` -> ``labelsTr``, ``masksTr``, ``keypointsTr`` or ``landmarksTr``), and count
-    where they are there. Splits: ``train`` (images of ``training`` that no validation pair has), ``validation``,
-    ``test``; every list of pairs keeps its name, and ``validation`` and ``test`` name the fitting one too.
+    where they are there. Splits: ``train`` (images of ``training`` that no pair to validate or test has),
+    ``validation``, ``test``; every list of pairs keeps its name, and ``validation`` and ``test`` name the fitting one
+    too.
 
     Raises
     ------
@@ -478,14 +479,18 @@ def read_learn2reg(path: str | Path, *, name: str | None = None) -> Dataset:
         raise InputError(
             f"{file}: names no image; a Learn2Reg dataset file has lists such as training, registration_val"
         )
-    for short, keys in (("validation", ("registration_val", "validation")), ("test", ("registration_test",))):
+    for short, keys in (
+        ("validation", ("registration_val", "validation")),
+        ("test", ("registration_test", "test_paired_images")),
+    ):
         listed = next((pairs[key] for key in keys if key in pairs), None)
         if listed is not None:
             pairs[short] = listed
     judged = {id for pair in pairs.get("validation", ()) for id in pair}
-    train = [id for id in trained if id not in judged]
+    held = judged | {id for pair in pairs.get("test", ()) for id in pair}
+    train = [id for id in trained if id not in held]
     if "training_paired_images" in pairs:
-        pairs["train"] = tuple(pair for pair in pairs["training_paired_images"] if not set(pair) & judged)
+        pairs["train"] = tuple(pair for pair in pairs["training_paired_images"] if not set(pair) & held)
     splits = {
         "train": tuple(train),
         "validation": tuple(sorted(judged)),

@@ -34,12 +34,29 @@ def read(path: Path, *, volume: int | None = None) -> Image:
     The voxel-to-world matrix is the sform where its code is above 0, else the qform.
     """
     try:
-        found = nib.load(path, **({} if path.name.lower().endswith((".mgh", ".mgz")) else {"mmap": False}))
+        found = _load(path)
     except FileNotFoundError as error:  # of a pair one file can be missing
         raise InputError(f"{path}: its other file {error.filename} is missing; keep pairs together") from None
     except (HeaderDataError, *_DAMAGED) as error:
         raise InputError(f"{path}: not a readable image ({_short(error)}); check or copy the file again") from None
     return from_nibabel(found, volume=volume, name=path.name, where=str(path), path=path)
+
+
+def _load(path: Path) -> Any:
+    """Load a file by nibabel, and a pair of which one file alone is compressed, which nibabel does not find."""
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith((".hdr", ".img")):
+        stem = path.name[: len(name) - 4]
+        header, voxels = (
+            next((file for end in (kind, f"{kind}.gz") if (file := path.with_name(stem + end)).is_file()), None)
+            for kind in (".hdr", ".img")
+        )
+        if header and voxels and header.name.endswith(".gz") != voxels.name.endswith(".gz"):
+            kinds = (kind for kind in nib.imageclasses.all_image_classes if kind.path_maybe_image(header)[0])
+            parts = {"header": header, "image": voxels, "mat": path.with_name(f"{stem}.mat")}
+            files = {part: nib.FileHolder(str(file)) for part, file in parts.items()}
+            return next(kinds, nib.AnalyzeImage).from_file_map(files, mmap=False)  # type: ignore[call-arg]
+    return nib.load(path, **({} if path.name.lower().endswith((".mgh", ".mgz")) else {"mmap": False}))
 
 
 def from_nibabel(

@@ -93,14 +93,50 @@ def learn2reg(
     label_names: Mapping[int, str] | None = None,
     swaps: tuple[tuple[int, int], ...] = (),
 ) -> Dataset:
-    """Read a Learn2Reg task from its folder, or from the folder above it."""
-    candidates = [root / file, root / file.removesuffix("_dataset.json") / file]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        require_files([candidates[0]], file.removesuffix("_dataset.json"))
-        raise AssertionError("unreachable")
-    made = read_learn2reg(found)
+    """Read a Learn2Reg task from its folder, or from a folder above it.
+
+    Images to test on come as an archive of their own in some years: where none of them is there, they are left out.
+    """
+    task = root / file.removesuffix("_dataset.json")
+    found = (task if (task / file).is_file() and not (root / file).is_file() else folder_with(root, file)) / file
+    require_files([found], file.removesuffix("_dataset.json"))
+    made = _without_absent_test(read_learn2reg(found))
     return replace(made, label_names=label_names or made.label_names, swaps=swaps)
+
+
+def _without_absent_test(made: Dataset) -> Dataset:
+    kept = {id for split in ("train", "validation") for id in made.splits.get(split, ())}
+    only = [id for id in made.splits.get("test", ()) if id not in kept]
+    if not kept or not only or any(file.exists() for id in only for file in made.case(id).files):
+        return made
+    gone = set(only)
+    splits = {name: tuple(id for id in ids if id not in gone) for name, ids in made.splits.items()}
+    pairs = {name: tuple(pair for pair in listed if not gone & set(pair)) for name, listed in made.pairs.items()}
+    return replace(
+        made,
+        cases=tuple(case for case in made.cases if case.id not in gone),
+        splits={name: ids for name, ids in splits.items() if ids},
+        pairs={name: listed for name, listed in pairs.items() if listed},
+    )
+
+
+def folder_with(root: Path, pattern: str) -> Path:
+    """Return the folder where a name fits a pattern: this one, or the one up to two below it that an archive made.
+
+    Where there is none it is ``root``.
+
+    Raises
+    ------
+    InputError
+        If several folders hold such a name.
+    """
+    for above in ("", "*/", "*/*/"):
+        holders = sorted({found.parent for found in root.glob(above + pattern)})
+        if len(holders) > 1:
+            raise InputError(f"{root}: {holders[0]} and {holders[1]} both hold {pattern}; give one of them")
+        if holders:
+            return holders[0]
+    return root
 
 
 def proportional_splits(
@@ -115,6 +151,13 @@ def proportional_splits(
     ends = np.rint(np.cumsum(list(shares.values())) / sum(shares.values()) * len(ids)).astype(int)
     starts = [0, *ends[:-1]]
     return {name: tuple(sorted(ordered[a:b])) for name, a, b in zip(shares, starts, ends, strict=True)}
+
+
+def splits_by_subject(cases: Sequence[Case], shares: Mapping[str, float]) -> dict[str, tuple[str, ...]]:
+    """Deal subjects out as :func:`proportional_splits` does; all cases of a subject are in one split."""
+    dealt = proportional_splits(sorted({case.subject for case in cases}), shares)
+    splits = {name: tuple(case.id for case in cases if case.subject in set(ids)) for name, ids in dealt.items()}
+    return {name: ids for name, ids in splits.items() if ids}
 
 
 def within_subject(cases: Sequence[Case]) -> tuple[Pair, ...]:

@@ -13,8 +13,8 @@ from verimorph.data.source import Source
 
 LABELS = {
     1: "spleen", 2: "right kidney", 3: "left kidney", 4: "gallbladder", 5: "oesophagus", 6: "liver", 7: "stomach",
-    8: "aorta", 9: "inferior vena cava", 10: "portal and splenic vein", 11: "pancreas", 12: "left adrenal gland",
-    13: "right adrenal gland",
+    8: "aorta", 9: "inferior vena cava", 10: "portal and splenic vein", 11: "pancreas", 12: "right adrenal gland",
+    13: "left adrenal gland",
 }  # fmt: skip
 SWAPS = ((2, 3), (12, 13))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from verimorph.data.adapters.adapter import Adapter, within_subject
+from verimorph.data.adapters.adapter import Adapter, folder_with, within_subject
 from verimorph.data.cases import Case, Dataset, read_table, require_files
 from verimorph.data.source import Source
 from verimorph.errors import InputError
@@ -14,12 +14,16 @@ LABELS = {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}
 #: The files number the left ventricle 1 and the right one 3; ACDC, which it is trained with, the other way round.
 RELABEL = ((1, 3), (3, 1))
 
+_TABLE = "*[Dd]ataset_[Ii]nformation*.csv"
+
 _SPLITS = (("train", "Training"), ("validation", "Validation"), ("test", "Testing"))
 
 
 def read(root: Path) -> Dataset:
     """``Training/Labeled/CODE/CODE_sa.nii.gz`` (4-D) with ``CODE_sa_gt.nii.gz``; a CSV says the frames of ED and ES."""
-    tables = sorted(root.glob("*ataset_information*.csv"))
+    # "Dataset_Information_-_opendataset" in the copies of 2020 and 2021.
+    root = folder_with(root, _TABLE)
+    tables = sorted(root.glob(_TABLE))
     if not tables:
         require_files([root / "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"], "mnms")
     rows, columns = read_table(tables[0])
@@ -64,7 +68,7 @@ def read(root: Path) -> Dataset:
 ADAPTER = Adapter(
     name="mnms",
     summary="cardiac cine MR within patients, several vendors",
-    obtain="obtain it from the M&Ms challenge page (OpenDataset.zip, registration needed) and unpack it here",
+    obtain="obtain it from the M&Ms challenge page of the University of Barcelona (OpenDataset) and unpack it here",
     licence="terms of the M&Ms challenge, for research",
     read=read,
     preparation={"shape": (128, 128, 32), "spacing_mm": (1.5, 1.5, 3.15), "intensity": "percentile"},

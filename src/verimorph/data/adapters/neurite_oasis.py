@@ -37,5 +37,6 @@ ADAPTER = Adapter(
     obtain="obtain neurite-oasis.v1.0.tar from the neurite-oasis repository and unpack it here",
     licence="OASIS data use agreement",
     read=read,
-    preparation={"shape": (160, 192, 224), "spacing_mm": 1.0, "intensity": "minmax"},
+    # The files hold 160 x 192 x 224 voxels from right to left, top to bottom, back to front.
+    preparation={"shape": (160, 224, 192), "spacing_mm": 1.0, "intensity": "minmax"},
 )
