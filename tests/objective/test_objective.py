@@ -45,6 +45,7 @@ def tensors(textured):
         "gradients": 0.5 + 0.1 * field,
         "backward/field": -0.8 * field,
         "known_field": 1.1 * field,
+        "teacher/field": 0.9 * field,
         "features/fixed": fixed.repeat(1, 4, 1, 1, 1) ** 2,
         "features/moved": moved.repeat(1, 4, 1, 1, 1) ** 2,
         "labels/fixed": maps,

@@ -20,6 +20,8 @@ from verimorph.methods import method
 from verimorph.methods.checkpoint import load_model
 from verimorph.train.options import Options
 from verimorph.train.recipe import Recipe, assignments, merged, read_recipe, read_yaml, settle
+from verimorph.train.teacher import Teacher
+from verimorph.uncertainty.double import DoubleWeighting
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -224,11 +226,14 @@ def test_every_option_of_the_loop_can_be_set_by_a_recipe(pairs):
         "monitor": "loss", "highest": False, "patience": 5, "minutes": 0.5, "channels_last": True, "tensorboard": False,
         "seed": 6,
     }  # fmt: skip
-    assert set(given) == {field.name for field in fields(Options)}
+    assert {*given, "teacher"} == {field.name for field in fields(Options)}
     from verimorph.train.run import set_up
 
-    options = set_up(small(pairs, **given)).options
+    taught = {"draws": 3, "smoothness": 1.5, "appearance_threshold": 0.2}
+    objective = "mse+teacher:weight=teacher/consistency"
+    options = set_up(small(pairs, **given, teacher=taught, objective=objective)).options
     assert {name: getattr(options, name) for name in given} == given
+    assert options.teacher == Teacher(3, DoubleWeighting(1.5, appearance_threshold=0.2))
 
 
 def test_labels_of_the_validation_alone_are_scored(pairs, tmp_path):

@@ -76,6 +76,8 @@ class Objective(nn.Module):
     ----------
     needs, passes
         All tensors and further forward passes that the terms ask for.
+    weight_names
+        Tensors that hold weights.
     """
 
     def __init__(self, terms: Iterable[tuple[ObjectiveTerm, Weight] | tuple[str, ObjectiveTerm, Weight]]) -> None:
@@ -92,6 +94,7 @@ class Objective(nn.Module):
                 self.register_buffer(f"weight_map_{len(self._weights)}", weight, persistent=False)
                 weight = f"!{len(self._weights)}"
             self._weights.append(weight)
+        self.weight_names = tuple(w for w in self._weights if isinstance(w, str) and not w.startswith("!"))
         if not self.names:
             raise OptionError("an objective needs at least one term")
         self.needs = tuple(sorted({name for term in self.terms for name in term.needs}))

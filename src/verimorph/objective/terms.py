@@ -191,7 +191,7 @@ class Term(nn.Module):
 
 
 #: Names of tensors that hold vectors in voxels: they shrink with the grid.
-_VECTORS = frozenset({"field", "velocity", "velocity_mean", "inverse", "known_field", "parameters"})
+_VECTORS = frozenset({"field", "velocity", "velocity_mean", "inverse", "known_field", "parameters", "teacher/field"})
 
 
 def pooled(name: str, tensor: Tensor, factor: int) -> Tensor:

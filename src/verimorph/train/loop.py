@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,8 @@ class _Run:
         """Forward and backward pass of one batch; refuses a loss that is no number before it reaches the weights."""
         try:
             tensors = objective_tensors(wrapped, batch, objective, symmetric=phase.symmetric)
+            if self.options.teacher is not None and self.average is not None:
+                tensors |= self.options.teacher.tensors(self.average.module, batch, symmetric=phase.symmetric)
             evaluation = objective(tensors, progress=self._share(phase, inside), condition=batch.get("condition"))
             total = float(evaluation.total.detach())
             finite = math.isfinite(total)
@@ -473,6 +476,7 @@ class _Run:
         Step lengths, the norm that gradients are clipped to and the steps of the last phase may change on the way.
         """
         told: dict[str, Any] = {name: getattr(self.options, name) for name in ("ema", "monitor", "highest")}
+        told["teacher"] = None if self.options.teacher is None else asdict(self.options.teacher)
         for number, phase in enumerate(self.phases):
             front = f"phases.{number}." if len(self.phases) > 1 else ""
             if number < len(self.phases) - 1:

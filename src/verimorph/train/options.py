@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from verimorph.errors import MissingExtraError, OptionError, nearest
+from verimorph.train.teacher import Teacher
 
 try:
     from lightning_fabric import Fabric, seed_everything
@@ -33,6 +34,8 @@ class Options:
     ema
         Share of the old average in each step's average of the weights, e.g. 0.999: the average is what is validated and
         saved. None: the weights themselves.
+    teacher
+        How the average, run at random, teaches the weights; needs ``ema``. None: it does not.
     log_every, validate_every, checkpoint_every
         Steps; ``validate_every`` None: only at the end.
     keep
@@ -57,6 +60,7 @@ class Options:
     accumulate: int = 1
     clip: float | None = None
     ema: float | None = None
+    teacher: Teacher | None = None
     log_every: int = 10
     validate_every: int | None = None
     checkpoint_every: int = 500
@@ -76,6 +80,8 @@ class Options:
                 raise OptionError(f"{name} is {getattr(self, name)}; give 1 or more")
         if self.ema is not None and not 0 < self.ema < 1:
             raise OptionError(f"ema is {self.ema}; give a share between 0 and 1, such as 0.999")
+        if self.teacher is not None and self.ema is None:
+            raise OptionError("a teacher is the average of the weights; give ema, such as 0.99")
         if self.minutes is not None and not self.minutes > 0:
             raise OptionError(f"minutes is {self.minutes}; give a time above 0, or leave it out")
         if self.patience is not None and self.validate_every is None:

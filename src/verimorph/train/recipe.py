@@ -21,6 +21,8 @@ from verimorph.errors import InputError, OptionError, nearest
 from verimorph.methods import METHODS, method
 from verimorph.objective import Objective, build_objective
 from verimorph.train.phases import Optimiser, Part, Phase
+from verimorph.train.teacher import Teacher
+from verimorph.uncertainty.double import DoubleWeighting
 
 Terms = str | list[str | dict[str, Any]] | dict[str, Any]
 
@@ -72,6 +74,20 @@ class PhaseRecipe(Strict):
     symmetric: bool | None = None
 
 
+class TeacherRecipe(Strict):
+    """See `verimorph.train.teacher.Teacher` and `verimorph.uncertainty.double.DoubleWeighting`."""
+
+    draws: int = Field(default=6, ge=2)
+    smoothness: float = Field(default=5.0, ge=0)
+    consistency: float = Field(default=1.0, ge=0)
+    transformation_threshold: float = Field(default=0.1, ge=0, le=1)
+    appearance_threshold: float = Field(default=0.01, ge=0)
+
+    def build(self) -> Teacher:
+        """The plain settings of the loop."""
+        return Teacher(self.draws, DoubleWeighting(**self.model_dump(exclude={"draws"})))
+
+
 class Recipe(Strict):
     """All that a training run is determined by.
 
@@ -92,6 +108,8 @@ class Recipe(Strict):
     seed, ema, clip, log_every, validate_every, checkpoint_every, keep, monitor, highest, patience, minutes,
     channels_last, tensorboard
         See `verimorph.train.options.Options`.
+    teacher
+        See `verimorph.train.teacher`; None: no teacher.
     start
         How predictions bring a pair together before the model sees it: ``none``, ``centres``, ``rigid``, ``affine``.
     licence
@@ -116,6 +134,7 @@ class Recipe(Strict):
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "gpu-bf16"] = "32-true"
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     ema: float | None = Field(default=None, gt=0, lt=1)
+    teacher: TeacherRecipe | None = None
     clip: float | None = Field(default=None, gt=0)
     log_every: int = Field(default=10, ge=1)
     validate_every: int | None = Field(default=None, ge=1)

@@ -1,8 +1,8 @@
 """Double uncertainty (Xu et al. 2022): how much to smooth and how much to trust a teacher, from what draws say.
 
 A teacher (an average of the student's weights) runs T times with dropout. Where much of the image moves uncertainly,
-smooth more; where its moved images agree, hold the student closer to it. Pure functions of maps: the training loop asks
-them for two weights a step. The idea is the paper's; of the numbers below, which are the defaults, no source was at
+smooth more; where its moved images agree, hold the student closer to it. Functions of maps, which the trainer's teacher
+asks for two weights a step. The idea is the paper's; of the numbers below, which are the defaults, no source was at
 hand, and they are UNVERIFIED.
 """
 
@@ -18,7 +18,7 @@ from verimorph.errors import InputError, OptionError
 
 @dataclass(frozen=True)
 class DoubleWeighting:
-    """Weights of a step from the two maps of uncertainty of the teacher's draws.
+    """Weights of every pair from the two maps of uncertainty of the teacher's draws.
 
     ``smoothness = k1 share(U_tr > tau1 max U_tr)`` and ``consistency = k2 share(U_ap < tau2)``, shares of the voxels.
     That tau1 is relative to the largest value of the map is a reading of "10 %", not confirmed.
@@ -41,7 +41,7 @@ class DoubleWeighting:
     >>> import torch
     >>> uncertain = torch.tensor([0.0, 0.05, 0.5, 1.0]).view(1, 1, 2, 2)
     >>> DoubleWeighting()(uncertain, torch.zeros(1, 1, 2, 2))
-    (2.5, 1.0)
+    (tensor([2.5000]), tensor([1.]))
     """
 
     smoothness: float = 5.0
@@ -55,13 +55,11 @@ class DoubleWeighting:
 
     def __call__(
         self, transformation: Float[Tensor, "b 1 *space"], appearance: Float[Tensor, "b 1 *space"]
-    ) -> tuple[float, float]:
-        """Weight of the smoothness term and weight of the distance to the teacher's field."""
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """Weight of the smoothness term and weight of the distance to the teacher's field, of every pair."""
         if transformation.shape != appearance.shape:
             raise InputError(f"maps differ in shape: {tuple(transformation.shape)} and {tuple(appearance.shape)}")
-        uncertain = transformation > self.transformation_threshold * transformation.amax()
-        certain = appearance < self.appearance_threshold
-        return (
-            self.smoothness * float(uncertain.float().mean()),
-            self.consistency * float(certain.float().mean()),
-        )
+        moves, looks = transformation.flatten(1), appearance.flatten(1)
+        uncertain = moves > self.transformation_threshold * moves.amax(1, keepdim=True)
+        certain = looks < self.appearance_threshold
+        return self.smoothness * uncertain.float().mean(1), self.consistency * certain.float().mean(1)
