@@ -50,12 +50,8 @@ RESULT_FILES = (
     *("metrics.json", "provenance.json", "report.html"),
 )
 """What a registration may write into its folder."""
-_OPTIONAL = (
-    *("moved_labels.nii.gz", "moved_landmarks.csv", "fixed_in_moving_space.nii.gz", "report.html"),
-    *("error_mm.nii.gz", "displacement_std.nii.gz", "label_uncertainty.nii.gz"),
-    *("field.nii.gz", "grid.nii.gz", "gradients.nii.gz"),
-)
-"""Of these and of what a prediction adds: what the next into the same folder may not write."""
+_OF_PREDICTIONS = ("field.nii.gz", "grid.nii.gz", "gradients.nii.gz")
+"""What a prediction may add."""
 
 
 def left_behind(folder: str | PathLike) -> tuple[str, ...]:
@@ -67,7 +63,7 @@ def left_behind(folder: str | PathLike) -> tuple[str, ...]:
         told = json.loads((Path(folder) / "provenance.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ()
-    return _OPTIONAL if isinstance(told, dict) and "verimorph" in told else ()
+    return (*RESULT_FILES, *_OF_PREDICTIONS) if isinstance(told, dict) and "verimorph" in told else ()
 
 
 @dataclass
@@ -261,7 +257,7 @@ class Registration:
         ----------
         folder
             Made if missing. Files of the same name are replaced. Where it holds an earlier result of ours, what that
-            has and this one has not (report, labels, error bound) is removed.
+            has and this one has not (report, labels, error bound, files for ANTs) is removed.
         style
             ``verimorph``, or ``ants``: also ``ants_0GenericAffine.mat``, ``ants_1Warp.nii.gz``,
             ``ants_1InverseWarp.nii.gz``, ``ants_Warped.nii.gz`` as ANTs names and means them.
