@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,6 +233,7 @@ def test_equal_names_of_unequal_images_are_not_confused(tmp_path: Path) -> None:
     first, second, third = (digest(tmp_path / folder / "t1.nii.gz") for folder in "abc")
     assert first == third != second
     assert digest(tmp_path / "a") == first
+    assert digest(tmp_path / "a" / "t1.nii.gz") == hashlib.blake2b(b"one", digest_size=4).hexdigest()  # of kept cases
 
 
 def test_where_the_image_ends_is_no_surface() -> None:

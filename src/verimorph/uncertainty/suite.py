@@ -160,13 +160,10 @@ def _surface(inside: Bool[ndarray, "*space"]) -> Bool[ndarray, "*space"]:
 
 
 def digest(*files: Path) -> str:
-    """Eight hexadecimal digits of what files, or folders of files, hold: equal names do not make equal images."""
-    found = hashlib.blake2b(digest_size=4)
-    for file in files:
-        for one in sorted(file.rglob("*")) if file.is_dir() else [file]:
-            if one.is_file():
-                found.update(one.read_bytes())
-    return found.hexdigest()
+    """Eight hexadecimal digits of what images hold: equal names do not make equal images."""
+    from verimorph.io.images import content_hash
+
+    return content_hash(*files, new=lambda: hashlib.blake2b(digest_size=4))
 
 
 def collect_pairs(
