@@ -416,6 +416,15 @@ def _mean_of_known(values: Sequence[float] | Float[ndarray, " n"]) -> float:
     return float(known.mean()) if len(known) else math.nan
 
 
+def dealt_by(points: Sequence[Points], by: str) -> list[int]:
+    """Fold of every case: of images, or of kinds; pairs of real scans are of the kind of their images."""
+    if by == "image":
+        return deal(points, FOLDS)
+    kinds = [p.kind.removesuffix(f"-{PAIRS}") for p in points]
+    order = list(dict.fromkeys(kinds))
+    return [order.index(kind) for kind in kinds]
+
+
 def cross_validated(
     cases: Sequence[Case], *, by: str = "image", scale: Scale | None = None, fit: Fits | None = None
 ) -> list[Check]:
@@ -425,9 +434,7 @@ def cross_validated(
     """
     fit = fit or Fits()
     points = [case.points for case in cases]
-    kinds = [p.kind.removesuffix(f"-{PAIRS}") for p in points]
-    of_kind = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
-    dealt = [of_kind[kind] for kind in kinds] if by == "kind" else deal(points, FOLDS)
+    dealt = dealt_by(points, by)
     fold_of = {id(p): fold for p, fold in zip(points, dealt, strict=True)}
     made: dict[int, Calibration] = {}
 
