@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -256,6 +257,14 @@ def test_the_warps_of_a_deformable_result_do_not_stay_beside_a_linear_one(result
     linear.save(tmp_path, style="ants", report=False)
     left = {file.name for file in tmp_path.glob("ants_*")}
     assert left == {"ants_0GenericAffine.mat", "ants_Warped.nii.gz"}
+
+
+def test_what_could_not_be_measured_is_null(result, tmp_path):
+    one = replace(result, settings=result.settings | {"share": math.inf})
+    one.__dict__["metrics"] = {"bound": {"median_mm": math.nan}}
+    one.save(tmp_path, report=False)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"bound": {"median_mm": None}}
+    assert json.loads((tmp_path / "provenance.json").read_text())["settings"]["share"] is None
 
 
 def test_files_of_others_are_not_taken_for_an_earlier_result(result, tmp_path):

@@ -22,7 +22,7 @@ import torch
 
 from verimorph import pipeline
 from verimorph.errors import OptionError, VerimorphWarning
-from verimorph.evaluate.score import score
+from verimorph.evaluate.score import score, write_json
 from verimorph.field import Inversion
 from verimorph.field.backend import set_threads
 from verimorph.grid import Grid
@@ -295,14 +295,14 @@ class Registration:
                 if style == "ants":
                     self._write_ants_files(out)
             with clock("metrics"):
-                _write_json(self.metrics, out / "metrics.json")
+                write_json(self.metrics, out / "metrics.json")
             if report:
                 with clock("report"):
                     self.report(out / "report.html")
             self.timings.update(clock.seconds)
             self.peak_memory_mb = max(self.peak_memory_mb, pipeline.peak_memory_mb())
             self.__dict__.pop("provenance", None)
-            _write_json(self.provenance, out / "provenance.json")
+            write_json(self.provenance, out / "provenance.json")
         return Path(folder)
 
     def _write_ants_files(self, out: Path) -> None:
@@ -593,7 +593,3 @@ def _displacement_summary(transform: Transform, grid: Grid) -> dict[str, float]:
         "p95": float(np.percentile(length, 95)),
         "max": float(length.max()),
     }
-
-
-def _write_json(values: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")

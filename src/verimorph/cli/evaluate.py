@@ -420,6 +420,6 @@ def _write_json(document: dict[str, Any], json_file: str | None) -> None:
 
         print(json.dumps(document, indent=1))
         return
-    from verimorph.evaluate.output import write_json
+    from verimorph.evaluate.score import write_json
 
     write_json(document, json_file)

@@ -19,7 +19,7 @@ from numpy import ndarray
 
 from verimorph import pipeline
 from verimorph.errors import InputError, VerimorphError
-from verimorph.evaluate.score import flat_measures, without_nan
+from verimorph.evaluate.score import flat_measures, write_json
 from verimorph.io import write_image, write_transform
 from verimorph.io.images import content_hash
 from verimorph.io.safe import keep_inputs, replacing, replacing_folder
@@ -275,9 +275,8 @@ def _predict(
             write_transform(result.inverse, out / "inverse.h5")
         if result.uncertainty is not None:
             result.uncertainty.save_maps(out)
-        for name, values in (("metrics", result.metrics), ("provenance", result.provenance)):
-            text = json.dumps(without_nan(values), indent=2, allow_nan=False) + "\n"
-            (out / f"{name}.json").write_text(text, encoding="utf-8")
+        write_json(result.metrics, out / "metrics.json")
+        write_json(result.provenance, out / "provenance.json")
     return row
 
 
