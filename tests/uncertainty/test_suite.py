@@ -198,7 +198,7 @@ def test_pairs_of_a_kind_are_no_kind_of_their_own(tmp_path: Path, capsys, quick_
     kept(folder, "toy-pairs", *((f"fixed {k}", f"moving {k}") for k in range(3)))
     learn = ["calibrate", "--keep", str(folder), "-o", str(tmp_path / "mine.json"), "--by-kind"]
     assert run(learn) == 2
-    assert "there is one, 'toy'" in capsys.readouterr().err
+    assert "here is toy;" in capsys.readouterr().err
     assert not (tmp_path / "mine.json").exists()
     kept(folder, "other", *((f"other {k}",) for k in range(3)))
     assert run(learn) == 0
@@ -233,6 +233,19 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
     told = capsys.readouterr().err
     assert message in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("words", [["--check", "general"], ["-o", "a.json"]])
+def test_a_list_without_pairs_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch, words
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.csv").write_text("kind,fixed,moving,fixed_labels,moving_labels\n")
+    for more, message in ([], "pairs.csv: lists no pair"), (["--by-kind"], "--by-kind"):
+        assert run(["calibrate", "--pairs", "pairs.csv", *words, *more]) == 2
+        told = capsys.readouterr().err
+        assert message in told
+        assert "Traceback" not in told
 
 
 def test_two_scans_are_never_easier_than_one_and_its_copy() -> None:

@@ -111,9 +111,8 @@ def calibrate(
         kinds = {kind for kind, _ in files} | {case.points.kind.removesuffix(f"-{PAIRS}") for case in found}
         kinds |= set() if pairs is None else {row.get("kind", "") for row in read_table(pairs)[0]}
         if len(kinds) < 2:
-            raise OptionError(
-                f"--by-kind leaves out whole kinds, and there is one, '{kinds.pop()}'; name more, or leave it out"
-            )
+            told = ", ".join(kinds) or "none"
+            raise OptionError(f"--by-kind leaves out whole kinds, here is {told}; name two or more, or leave it out")
     if files:
         if output is not None:
             keep_inputs([output], [file for _, file in files])

@@ -178,6 +178,8 @@ def collect_pairs(
     require_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = read_table(table)[0]
+    if not rows:
+        raise InputError(f"{table}: lists no pair; give one a row, below the names of the columns")
     root = Path(os.environ.get("VERIMORPH_DATA", str(table.parent)))
     out = []
     for number, row in enumerate(rows):
