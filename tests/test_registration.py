@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -245,6 +247,24 @@ def test_nothing_of_an_earlier_registration_is_left(pair, result, tmp_path):
     assert "notes.txt" in left
     assert not left & {*("error_mm.nii.gz", "label_uncertainty.nii.gz", "report.html", "fixed_in_moving_space.nii.gz")}
     assert {"moved.nii.gz", "transform.h5", "metrics.json"} <= left
+
+
+def test_the_warps_of_a_deformable_result_do_not_stay_beside_a_linear_one(result, tmp_path):
+    """ANTs would apply them: it takes what has the names, and they are of another registration."""
+    result.save(tmp_path, style="ants", report=False)
+    assert (tmp_path / "ants_1Warp.nii.gz").is_file()
+    linear = replace(result, transform=result.transform.parts[1], inverse=result.inverse.parts[0], inversion=None)
+    linear.save(tmp_path, style="ants", report=False)
+    left = {file.name for file in tmp_path.glob("ants_*")}
+    assert left == {"ants_0GenericAffine.mat", "ants_Warped.nii.gz"}
+
+
+def test_what_could_not_be_measured_is_null(result, tmp_path):
+    one = replace(result, settings=result.settings | {"share": math.inf})
+    one.__dict__["metrics"] = {"bound": {"median_mm": math.nan}}
+    one.save(tmp_path, report=False)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"bound": {"median_mm": None}}
+    assert json.loads((tmp_path / "provenance.json").read_text())["settings"]["share"] is None
 
 
 def test_files_of_others_are_not_taken_for_an_earlier_result(result, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from typing import Any
 
 import numpy as np
@@ -214,31 +216,32 @@ def how_to_apply(name: str, format: str, *, linear: bool, ndim: int = 3) -> list
     """Return commands and code that apply a transform file, for this program and the tools that read the format."""
     from verimorph.io.transforms import FORMATS
 
+    file, string = shlex.quote(name), json.dumps(name, ensure_ascii=False)
     hint = "" if format in ("itk", "itk-field", "x5", "freesurfer", "elastix") else f" --from {format}"
     images = f"-r FIXED.nii.gz -o MOVED.nii.gz{hint}"
     ways = [
-        ("verimorph", f"verimorph apply -i MOVING.nii.gz -t {name} {images}"),
-        ("labels", f"verimorph apply -i MOVING_LABELS.nii.gz -t {name} {images} --interpolation labels"),
-        ("points", f"verimorph apply -i MOVING_POINTS.csv -t {name} -o FIXED_POINTS.csv{hint}"),
+        ("verimorph", f"verimorph apply -i MOVING.nii.gz -t {file} {images}"),
+        ("labels", f"verimorph apply -i MOVING_LABELS.nii.gz -t {file} {images} --interpolation labels"),
+        ("points", f"verimorph apply -i MOVING_POINTS.csv -t {file} -o FIXED_POINTS.csv{hint}"),
         (
             "back",
-            f"verimorph apply -i FIXED.nii.gz -t {name} -r MOVING.nii.gz -o FIXED_IN_MOVING.nii.gz{hint} --inverse",
+            f"verimorph apply -i FIXED.nii.gz -t {file} -r MOVING.nii.gz -o FIXED_IN_MOVING.nii.gz{hint} --inverse",
         ),
     ]
     if format in ("itk", "itk-field"):
         ways.append(
-            ("ANTs", f"antsApplyTransforms -d {ndim} -i MOVING.nii.gz -r FIXED.nii.gz -t {name} -o MOVED.nii.gz")
+            ("ANTs", f"antsApplyTransforms -d {ndim} -i MOVING.nii.gz -r FIXED.nii.gz -t {file} -o MOVED.nii.gz")
         )
         read = (
-            f'sitk.ReadTransform("{name}")'
+            f"sitk.ReadTransform({string})"
             if format == "itk"
-            else f'sitk.DisplacementFieldTransform(sitk.ReadImage("{name}", sitk.sitkVectorFloat64))'
+            else f"sitk.DisplacementFieldTransform(sitk.ReadImage({string}, sitk.sitkVectorFloat64))"
         )
         ways.append(("SimpleITK", f"sitk.Resample(moving, fixed, {read}, sitk.sitkLinear, 0.0)"))
     else:
         needs = " --fixed FIXED.nii.gz --moving MOVING.nii.gz" if FORMATS[format].needs else ""
         ways.append(
-            ("other tools", f"verimorph convert {name} transform.h5{hint}{needs}   # then ANTs, SimpleITK, Slicer")
+            ("other tools", f"verimorph convert {file} transform.h5{hint}{needs}   # then ANTs, SimpleITK, Slicer")
         )
     if linear and format == "itk":
         ways.append(("Slicer", f"add data, {name} (a linear transform), then apply it to the moving volume"))

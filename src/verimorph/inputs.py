@@ -16,6 +16,7 @@ import torch
 from verimorph.errors import InputError, OptionError, VerimorphWarning, nearest
 from verimorph.image import Image
 from verimorph.io import Points, as_image, read_transform, validate
+from verimorph.io.images import content_hash
 from verimorph.io.points import as_points
 from verimorph.solve.initialise import STARTS
 from verimorph.transform import Affine, Composite, Transform
@@ -156,20 +157,15 @@ def parts_of(transform: Transform) -> list[Transform]:
 
 def fingerprint(image: Image) -> dict[str, Any]:
     """Name, geometry and SHA-256: of the file where there is one, else of the voxels."""
-    digest = hashlib.sha256()
     if image.path is not None and Path(image.path).is_file():
-        with open(image.path, "rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        of = "file"
+        of, digest = "file", content_hash(image.path)
     else:
-        digest.update(np.ascontiguousarray(image.array).tobytes())
-        of = "voxels"
+        of, digest = "voxels", hashlib.sha256(np.ascontiguousarray(image.array).tobytes()).hexdigest()
     return {
         "name": image.name,
         "path": None if image.path is None else str(image.path),
         "shape": list(image.grid.shape),
         "spacing_mm": [round(float(s), 6) for s in image.grid.spacing],
-        "sha256": digest.hexdigest(),
+        "sha256": digest,
         "sha256_of": of,
     }

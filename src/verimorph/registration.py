@@ -22,7 +22,7 @@ import torch
 
 from verimorph import pipeline
 from verimorph.errors import OptionError, VerimorphWarning
-from verimorph.evaluate.score import score
+from verimorph.evaluate.score import score, write_json
 from verimorph.field import Inversion
 from verimorph.field.backend import set_threads
 from verimorph.grid import Grid
@@ -50,12 +50,8 @@ RESULT_FILES = (
     *("metrics.json", "provenance.json", "report.html"),
 )
 """What a registration may write into its folder."""
-_OPTIONAL = (
-    *("moved_labels.nii.gz", "moved_landmarks.csv", "fixed_in_moving_space.nii.gz", "report.html"),
-    *("error_mm.nii.gz", "displacement_std.nii.gz", "label_uncertainty.nii.gz"),
-    *("field.nii.gz", "grid.nii.gz", "gradients.nii.gz"),
-)
-"""Of these and of what a prediction adds: what the next into the same folder may not write."""
+_OF_PREDICTIONS = ("field.nii.gz", "grid.nii.gz", "gradients.nii.gz")
+"""What a prediction may add."""
 
 
 def left_behind(folder: str | PathLike) -> tuple[str, ...]:
@@ -67,7 +63,7 @@ def left_behind(folder: str | PathLike) -> tuple[str, ...]:
         told = json.loads((Path(folder) / "provenance.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ()
-    return _OPTIONAL if isinstance(told, dict) and "verimorph" in told else ()
+    return (*RESULT_FILES, *_OF_PREDICTIONS) if isinstance(told, dict) and "verimorph" in told else ()
 
 
 @dataclass
@@ -261,7 +257,7 @@ class Registration:
         ----------
         folder
             Made if missing. Files of the same name are replaced. Where it holds an earlier result of ours, what that
-            has and this one has not (report, labels, error bound) is removed.
+            has and this one has not (report, labels, error bound, files for ANTs) is removed.
         style
             ``verimorph``, or ``ants``: also ``ants_0GenericAffine.mat``, ``ants_1Warp.nii.gz``,
             ``ants_1InverseWarp.nii.gz``, ``ants_Warped.nii.gz`` as ANTs names and means them.
@@ -299,14 +295,14 @@ class Registration:
                 if style == "ants":
                     self._write_ants_files(out)
             with clock("metrics"):
-                _write_json(self.metrics, out / "metrics.json")
+                write_json(self.metrics, out / "metrics.json")
             if report:
                 with clock("report"):
                     self.report(out / "report.html")
             self.timings.update(clock.seconds)
             self.peak_memory_mb = max(self.peak_memory_mb, pipeline.peak_memory_mb())
             self.__dict__.pop("provenance", None)
-            _write_json(self.provenance, out / "provenance.json")
+            write_json(self.provenance, out / "provenance.json")
         return Path(folder)
 
     def _write_ants_files(self, out: Path) -> None:
@@ -597,7 +593,3 @@ def _displacement_summary(transform: Transform, grid: Grid) -> dict[str, float]:
         "p95": float(np.percentile(length, 95)),
         "max": float(length.max()),
     }
-
-
-def _write_json(values: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from verimorph.cli.runtime import available_threads
 from verimorph.io import write_transform
 from verimorph.transform import Affine
 
@@ -213,12 +215,33 @@ def test_missing_extra_and_broken_results_are_named_and_counted(verimorph, cohor
         (["-f", "{fixed}", "-m", "{fixed}", "--tolerance", "0"], ("--tolerance",)),
         (["--pairs", "nowhere.csv", "x"], ("nowhere.csv",)),
         (["--pairs", "{fixed}", "-f", "{fixed}"], ("table",)),
+        (
+            ["-f", "{fixed}", "-m", "{fixed}", "--split", "val", "--no-identity"],
+            ("--split and --no-identity are of a",),
+        ),
+        (["-f", "{fixed}", "-m", "{fixed}", "--data", "/no/such"], ("--data is of a list of pairs; give --pairs",)),
+        (["--pairs", "{fixed}", "x", "--per-label"], ("--per-label is of one pair", "labels.csv")),
+        (["--pairs", "{fixed}", "x", "--mode", "challenge", "--fast"], ("--fast is of --mode honest",)),
+        (["-f", "{fixed}", "-m", "{fixed}", "--level", "0.9"], ("--level is about the uncertainty",)),
     ],
 )
 def test_mistakes_get_one_line(verimorph, tmp_path, words, said):
     fixed, other = save(tmp_path / "fixed.nii.gz", cube()), save(tmp_path / "other.nii.gz", cube()[:-1])
     outcome = verimorph("evaluate", *[word.format(fixed=fixed, other=other) for word in words])
     outcome.assert_user_error(*said)
+
+
+def test_the_environment_says_how_many_threads_unless_the_command_does(verimorph, labels, monkeypatch):
+    more = available_threads() + 1
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, str(more))
+    monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", str(more))
+    asked = []
+    module = importlib.import_module("verimorph.evaluate.score")  # the room has a function of this name
+    monkeypatch.setattr(module, "score", lambda **how: asked.append(how["threads"]) or {})
+    for words in ([], ["-j", more + 1]):
+        verimorph("evaluate", "-f", labels[0], "-m", labels[1], "--json", "-", *words)
+    assert asked == [more, more + 1]
 
 
 def test_folder_without_any_usable_result_is_a_mistake(verimorph, cohort, tmp_path):

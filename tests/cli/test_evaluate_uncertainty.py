@@ -222,6 +222,8 @@ def test_mistakes_are_one_line(verimorph, out, tmp_path):
     verimorph("evaluate", "--uncertainty", folder, *truth, "--level", "90").assert_user_error("between 0 and 1")
     verimorph("evaluate", "--uncertainty", folder, *truth, "--level", "0.5").assert_user_error("leave out --level")
     verimorph("evaluate", "--uncertainty", folder, *truth, "--large-error", "0").assert_user_error("above 0")
+    for words in (["--fast"], ["--tolerance", "2"]):
+        verimorph("evaluate", "--uncertainty", folder, *truth, *words).assert_user_error("does not measure", words[0])
     verimorph("evaluate", "--uncertainty", folder, *truth, "--inverse", "i.h5").assert_user_error("leave it out")
     verimorph("evaluate", "--uncertainty", folder, "--pairs", "p.csv").assert_user_error("without --pairs")
     verimorph("evaluate", "--uncertainty", folder, "--fixed-landmarks", "a.csv").assert_user_error("partner list")
@@ -232,6 +234,9 @@ def test_mistakes_are_one_line(verimorph, out, tmp_path):
     small = Image.from_array(np.ones((9, 9, 9), np.float32))
     write_image(small, folder / "error_mm.nii.gz")
     verimorph("evaluate", "--uncertainty", folder, *truth).assert_user_error("another grid")
+    (folder / "metrics.json").write_text('{"uncertainty": {"level": "90 %"}}')
+    for words in ([], ["--level", "0.9"]):
+        verimorph("evaluate", "--uncertainty", folder, *truth, *words).assert_user_error("90 % (metrics.json)")
     (folder / "metrics.json").write_text("{")
     verimorph("evaluate", "--uncertainty", folder, *truth).assert_user_error("damaged")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import shlex
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from verimorph.explain import how_to_apply
 from verimorph.grid import Grid
 from verimorph.io import Points, read_points, read_transform, write_points, write_transform
 from verimorph.transform import Composite, DisplacementField, rigid
@@ -168,6 +171,17 @@ def test_explain_speaks_plainly(verimorph, file, tmp_path, transform):
     words = verimorph("explain", turn).out
     assert "rotation 30.00 degrees about (0.00, 0.00, 1.00)" in words
     assert "moving to fixed" in words
+
+
+@pytest.mark.parametrize("format", ["itk", "itk-field", "fsl"])
+def test_what_is_to_be_copied_bears_any_file_name(format):
+    name = 'my scan\'s "best"; x/transform.h5'
+    ways = dict(how_to_apply(name, format, linear=False))
+    for way in ways.keys() & {"verimorph", "labels", "points", "back", "ANTs", "other tools"}:
+        assert name in shlex.split(ways[way], comments=True), way
+    if "SimpleITK" in ways:
+        named = [node.value for node in ast.walk(ast.parse(ways["SimpleITK"])) if isinstance(node, ast.Constant)]
+        assert name in named
 
 
 def test_explain_says_when_a_field_folds(verimorph, transform, tmp_path):

@@ -149,20 +149,6 @@ def test_points_match_labels(oblique_grid):
     assert torch.allclose(point[0], inside.mean(0), atol=0.6)
 
 
-def test_transform_is_the_one_of_the_contract(oblique_grid, random):
-    prepared = Preparation(shape=(9, 9, 9), spacing_mm=1.5)
-    fixed, moving = (
-        prepared.index_to_world(Image.from_array(np.zeros(g.shape), g))
-        for g in (oblique_grid(3, seed=1), oblique_grid(3, seed=2))
-    )
-    displacement = torch.full((1, 3, 9, 9, 9), 0.5)
-    points = random.normal(size=(6, 3)) + (fixed @ [4, 4, 4, 1])[:3]
-    got = prepared.transform(displacement, fixed=fixed, moving=moving).map_points(points)
-    index = (np.linalg.inv(fixed) @ np.c_[points, np.ones(6)].T)[:3] + 0.5
-    expected = (moving @ np.r_[index, np.ones((1, 6))])[:3].T
-    assert np.allclose(got, expected, atol=1e-4)
-
-
 def test_start_is_carried_into_the_moving_matrix(oblique_grid):
     image = Image.from_array(np.zeros((13, 11, 9)), oblique_grid(3))
     prepared = Preparation(shape=(8, 8, 8))

@@ -5,8 +5,6 @@ The evaluator's side is written here anew from its published rules: SciPy's zoom
 
 from __future__ import annotations
 
-import zipfile
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from scipy import ndimage
 
 from verimorph.errors import InputError, OptionError, VerimorphWarning
 from verimorph.grid import Grid
+from verimorph.io import read_transform
 from verimorph.predict import submission
 from verimorph.predict.submission import TASKS_2020, Identity, Task2020
 from verimorph.transform import Affine, DisplacementField, chain
@@ -59,8 +58,8 @@ def test_files_of_2020_obey_the_rules_and_come_back(tmp_path, small_tasks, obliq
     )
     number = submission.task_of(fixed)
     assert path == tmp_path / f"task_{number:02d}" / "disp_0001_0004.npz"
-    submission.check_file_2020(path)
     with np.load(path) as archive:
+        assert archive.files == ["arr_0"]
         stored = archive["arr_0"]
     assert stored.dtype == np.float16
     assert stored.shape == small_tasks[number].stored
@@ -70,7 +69,7 @@ def test_files_of_2020_obey_the_rules_and_come_back(tmp_path, small_tasks, obliq
         full = np.stack([ndimage.zoom(component, 2, order=2) for component in full])
     assert np.abs(full - values).max() < 0.05
     # And our own reader.
-    back = submission.read_field(path, fixed=fixed, moving=moving)
+    back = read_transform(path, format="learn2reg", fixed=fixed, moving=moving)
     index = np.stack(np.meshgrid(*[np.arange(0, n, 3) for n in shape], indexing="ij"), -1).reshape(-1, 3)
     mapped = moving.world_to_index(back.map_points(fixed.index_to_world(index)))
     expected = index + values[(slice(None), *index.T)].T
@@ -116,7 +115,7 @@ def test_todays_form_is_exact(tmp_path, oblique_grid, suffix):
     path = submission.write_field(
         as_transform(values, fixed, moving), tmp_path, fixed=fixed, moving=moving, names=NAMES, suffix=suffix
     )
-    back = submission.read_field(path, fixed=fixed, moving=moving)
+    back = read_transform(path, format="learn2reg", fixed=fixed, moving=moving)
     points = fixed.index_to_world(np.array([[4.0, 5.0, 6.0], [0.0, 9.0, 3.0]]))
     expected = as_transform(values, fixed, moving).map_points(points)
     np.testing.assert_allclose(back.map_points(points), expected, atol=1e-3)
@@ -139,9 +138,7 @@ def test_float16_range():
 
 def test_names():
     one, two = Identity.of("ThoraxCBCT_0001_0000.nii.gz"), Identity.of("ThoraxCBCT_0001_0001.nii.gz")
-    assert submission.file_name(fixed=one, moving=two, form="learn2reg", short=True) == "disp_0001_0001.nii.gz"
-    with pytest.raises(OptionError, match="long name"):
-        submission.file_name(fixed=one, moving=one, form="learn2reg", short=True)
+    assert submission.file_name(fixed=one, moving=two, form="learn2reg") == "disp_0001_0000_0001_0001.nii.gz"
     with pytest.raises(OptionError, match="did you mean 'learn2reg'"):
         submission.file_name(fixed=one, moving=two, form="lern2reg")
     for name in ("brain.nii.gz", "sub-01_T1w.nii.gz", "1000_t1_brain.nii.gz"):  # a contrast's number is no subject's
@@ -154,16 +151,3 @@ def test_another_shape_belongs_to_no_task(tmp_path):
     with pytest.raises(InputError, match="belongs to no task"):
         submission.write_field(Affine(np.eye(4)), tmp_path, fixed=grid, moving=grid, names=NAMES, form="learn2reg-2020")
     assert not list(tmp_path.iterdir())
-
-
-def test_zip_holds_every_task_and_zero_fields(tmp_path, small_tasks):
-    grid = Grid((32, 28, 40))
-    folder = tmp_path / "mine"
-    submission.write_field(Affine(np.eye(4)), folder, fixed=grid, moving=grid, names=NAMES, form="learn2reg-2020")
-    packed = submission.pack_2020(folder, pairs={4: [(1, 2)], 3: [(1, 4)]})
-    with zipfile.ZipFile(packed) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/")]
-    assert names == ["task_03/disp_0001_0004.npz", "task_04/disp_0001_0002.npz"]
-    np.savez_compressed(folder / "task_04" / "disp_0001_0003.npz", np.zeros((3, 16, 16, 16), np.float32))
-    with pytest.raises(InputError, match="float16"):
-        submission.pack_2020(folder)

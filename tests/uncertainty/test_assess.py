@@ -291,9 +291,12 @@ def test_calibrations_are_read_as_written_or_refused(calibration: Calibration, t
         again.check(0.999)
     with pytest.raises(InputError, match="no calibration 'genral'"):
         read_calibration("genral")
-    (tmp_path / "other.json").write_text('{"a": 1}')
-    with pytest.raises(InputError, match="is no calibration"):
-        read_calibration(tmp_path / "other.json")
+    bare = json.loads(file.read_text())
+    bare["scale"]["networks"] = [[]]
+    for name, content in (("other", {"a": 1}), ("bare", bare)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        with pytest.raises(InputError, match="is no calibration"):
+            read_calibration(tmp_path / f"{name}.json")
     old = json.loads(file.read_text())
     del old["format"]
     (tmp_path / "old.json").write_text(json.dumps(old))

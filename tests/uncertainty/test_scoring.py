@@ -10,6 +10,7 @@ import pytest
 from scipy import ndimage, stats
 
 from verimorph.uncertainty import metrics, plots
+from verimorph.uncertainty.output import figures
 from verimorph.uncertainty.scoring import score_bound, score_label_uncertainty
 
 
@@ -128,6 +129,16 @@ def test_pictures_say_what_they_show_and_leave_the_session_alone(scored, labels,
         assert file.read_bytes().startswith(b"\x89PNG")
         assert all(axis.get_xlabel() or axis.get_ylabel() for axis in figure.axes), name
     assert (dict(matplotlib.rcParams), matplotlib.get_backend()) == before
+
+
+def test_pictures_do_not_hang_on_the_order_of_a_document(scored, labels):
+    found = score_label_uncertainty(*labels, spacing=(1.0, 1.0, 1.0))
+    document = {"level": 0.9, "transform": scored, "labels": found}
+    sorted_anew = json.loads(json.dumps(document, sort_keys=True))
+    for (name, one), (_, other) in zip(figures(document), figures(sorted_anew), strict=True):
+        lines = [[line.get_xydata() for axis in figure.axes for line in axis.lines] for figure in (one, other)]
+        key = [sorted(values.tolist() for values in own) for own in lines]  # which is drawn first is for the order
+        np.testing.assert_equal(*key, err_msg=name)
 
 
 def test_the_picture_of_the_same_numbers_is_the_same_file(scored, labels, tmp_path):

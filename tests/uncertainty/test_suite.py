@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,6 +158,53 @@ def test_the_command_learns_from_kept_cases(tmp_path: Path, capsys: pytest.Captu
     assert held.verdict == read_calibration("general").verdict  # else 'register --strict' would never say fail
 
 
+@pytest.fixture
+def quick_fit(monkeypatch) -> None:
+    monkeypatch.setattr(bound, "fit_scale", lambda some, **_: fit_scale(some, networks=1, steps=20))
+
+
+def kept(folder: Path, kind: str, *images: tuple[str, ...]) -> None:
+    folder.mkdir(exist_ok=True)
+    for k, own in enumerate(images):
+        one = case(k, kind=kind)
+        write_case(replace(one, points=replace(one.points, images=own)), folder / f"{one.name}.npz")
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [[(f"image {k}", "atlas") for k in range(6)], [("a", "b"), ("b", "c"), ("c", "a")], [("a", "b"), ("a", "c")]],
+    ids=["one atlas", "all pairs of three", "two of three"],
+)
+def test_pairs_that_share_their_images_are_learned_from(tmp_path: Path, capsys, quick_fit, pairs) -> None:
+    kept(tmp_path / "cases", "toy-pairs", *pairs)
+    assert run(["calibrate", "--keep", str(tmp_path / "cases"), "-o", str(tmp_path / "mine.json")]) == 0
+    told = capsys.readouterr()
+    assert "how the bound does on other images is not known" in " ".join(told.err.split())
+    assert "judged without itself" not in told.out  # nothing was apart from what it would be judged by
+    assert read_calibration(tmp_path / "mine.json").cases == {"toy": len(pairs)}
+
+
+def test_a_fold_must_leave_two_cases() -> None:
+    cases = [replace(case(k).points, images=(image,)) for k, image in enumerate("aabb")]
+    assert bound.parted(cases, [0, 0, 1, 1])
+    assert not bound.parted(cases[:3], [0, 0, 1])
+    assert bound.parted(cases[1:3], [0, 1])  # of two cases there is one other
+    assert not bound.parted(cases, [0, 0, 0, 0])
+
+
+def test_pairs_of_a_kind_are_no_kind_of_their_own(tmp_path: Path, capsys, quick_fit) -> None:
+    folder = tmp_path / "cases"
+    kept(folder, "toy", *((f"toy {k}",) for k in range(3)))
+    kept(folder, "toy-pairs", *((f"fixed {k}", f"moving {k}") for k in range(3)))
+    learn = ["calibrate", "--keep", str(folder), "-o", str(tmp_path / "mine.json"), "--by-kind"]
+    assert run(learn) == 2
+    assert "here is toy;" in capsys.readouterr().err
+    assert not (tmp_path / "mine.json").exists()
+    kept(folder, "other", *((f"other {k}",) for k in range(3)))
+    assert run(learn) == 0
+    assert "every kind judged without itself" in capsys.readouterr().out
+
+
 def test_a_calibration_takes_no_image_s_place(tmp_path: Path, head: Image, capsys: pytest.CaptureFixture[str]) -> None:
     image = tmp_path / "scan.nii.gz"
     write_image(head, image)
@@ -176,6 +224,8 @@ def test_a_calibration_takes_no_image_s_place(tmp_path: Path, head: Image, capsy
         (["-o", "a.json"], "no images are given"),
         (["none/*.nii.gz", "-o", "a.json"], "no file fits"),
         (["none/*.nii.gz", "--check", "genral"], "no calibration 'genral'"),
+        (["x.nii.gz", "--check", "general", "--for", "toys", "--by-kind"], "--by-kind and --for are of a calibration"),
+        (["x.nii.gz", "--check", "general", "--base", "general", "--name", "mine"], "--base and --name are"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,6 +233,19 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
     told = capsys.readouterr().err
     assert message in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("words", [["--check", "general"], ["-o", "a.json"]])
+def test_a_list_without_pairs_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch, words
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.csv").write_text("kind,fixed,moving,fixed_labels,moving_labels\n")
+    for more, message in ([], "pairs.csv: lists no pair"), (["--by-kind"], "--by-kind"):
+        assert run(["calibrate", "--pairs", "pairs.csv", *words, *more]) == 2
+        told = capsys.readouterr().err
+        assert message in told
+        assert "Traceback" not in told
 
 
 def test_two_scans_are_never_easier_than_one_and_its_copy() -> None:
@@ -232,6 +295,7 @@ def test_equal_names_of_unequal_images_are_not_confused(tmp_path: Path) -> None:
     first, second, third = (digest(tmp_path / folder / "t1.nii.gz") for folder in "abc")
     assert first == third != second
     assert digest(tmp_path / "a") == first
+    assert digest(tmp_path / "a" / "t1.nii.gz") == hashlib.blake2b(b"one", digest_size=4).hexdigest()  # of kept cases
 
 
 def test_where_the_image_ends_is_no_surface() -> None:

@@ -10,7 +10,7 @@ import typer
 
 from verimorph.cli.options import application, examples, flag, option
 from verimorph.cli.progress import CountBar
-from verimorph.cli.runtime import say, set_threads
+from verimorph.cli.runtime import refuse, say, set_threads
 from verimorph.errors import OptionError
 
 if TYPE_CHECKING:
@@ -79,39 +79,47 @@ def calibrate(
     """
     from dataclasses import replace
 
+    from verimorph.data.cases import read_table
     from verimorph.io.safe import keep_inputs, require_writable_file
-    from verimorph.uncertainty.bound import FOLDS, Fits, deal, read_calibration, write_calibration
+    from verimorph.uncertainty.bound import PAIRS, Fits, parted, read_calibration, write_calibration
     from verimorph.uncertainty.bound import calibrate as learn
     from verimorph.uncertainty.suite import check as judge
-    from verimorph.uncertainty.suite import collect, collect_pairs, cross_validated, images_of, read_case
+    from verimorph.uncertainty.suite import collect, collect_pairs, cross_validated, dealt_by, images_of, read_case
 
     if (output is None) == (check is None):
         raise OptionError("give either -o FILE to learn a calibration, or --check NAME to judge one")
     if cases < 1:
         raise OptionError(f"-n is {cases}; give 1 case or more")
     if check is not None:
+        learning = {"--base": base, "--by-kind": by_kind, "--name": name, "--for": described}
+        refuse(learning, "of a calibration that is learned; --check judges one that is there")
         read_calibration(check)  # that it is there, before the work
     foundation = None if base is None else read_calibration(base)
     set_threads(threads)
     folder = keep or (output or Path("calibration-check")).with_suffix(".cases")
     if output is not None:
         require_writable_file(output)
-    if images:
-        files = images_of(images)
+    files = images_of(images or [])
+    found = []
+    if not images and pairs is None:
+        if keep is None:
+            raise OptionError("no images are given; name some, or a folder of cases with --keep")
+        found = [read_case(file) for file in sorted(keep.glob("*.npz"))]
+        if len(found) < 2:
+            raise OptionError(f"--keep {keep}: holds {len(found)} cases; 2 are the fewest to learn from")
+    if by_kind:
+        kinds = {kind for kind, _ in files} | {case.points.kind.removesuffix(f"-{PAIRS}") for case in found}
+        kinds |= set() if pairs is None else {row.get("kind", "") for row in read_table(pairs)[0]}
+        if len(kinds) < 2:
+            told = ", ".join(kinds) or "none"
+            raise OptionError(f"--by-kind leaves out whole kinds, here is {told}; name two or more, or leave it out")
+    if files:
         if output is not None:
             keep_inputs([output], [file for _, file in files])
         if output is not None and cases * len({kind for kind, _ in files}) < 2:
             raise OptionError("one case is too few to learn from; give -n 2 or more, better 20")
         with CountBar(lines=True) as tell:
             found = collect(files, cases=cases, folder=folder, seed=seed, tell=tell)
-    elif pairs is not None:
-        found = []
-    elif keep is None:
-        raise OptionError("no images are given; name some, or a folder of cases with --keep")
-    else:
-        found = [read_case(file) for file in sorted(keep.glob("*.npz"))]
-        if len(found) < 2:
-            raise OptionError(f"--keep {keep}: holds {len(found)} cases; 2 are the fewest to learn from")
     if pairs is not None:
         with CountBar(lines=True) as tell:
             found += collect_pairs(pairs, folder=folder, tell=tell)
@@ -124,10 +132,11 @@ def calibrate(
     points = [case.points for case in found]
     if foundation is not None:
         foundation = read_calibration(foundation, ndim=points[0].ndim)
-    kinds = {p.kind for p in points}
-    by = "kind" if by_kind and len(kinds) > 1 else "image"
-    judged = len(set(deal(points, len(found)))) > 1 and len(found) > 2
-    folds = len(set(deal(points, FOLDS)))
+    by = "kind" if by_kind else "image"
+    dealt = dealt_by(points, by)
+    folds = len(set(dealt))
+    together = not parted(points, dealt)
+    judged = len(found) > 2 and not together
     with CountBar() as tell:
         # One fit without each fold, one of all, one without every two folds.
         fit = Fits(count=folds + 1 + judged * folds * (folds - 1) // 2, tell=tell)
@@ -146,6 +155,9 @@ def calibrate(
         rows = cross_validated(found, by=by, scale=scale, fit=fit) if judged else []
     if rows:
         _print(rows, f"every {by} judged without itself")
+    if together:
+        told = f"without all cases of one {by} and what shares an image with them, too few are left to judge by"
+        say("warning", f"{told}; how the bound does on other images is not known")
     reached = learned.reach()
     if reached < 0.9:
         told = f"{len(found)} cases reach a level of {reached:g} and no further; 9 reach 0.9, 19 reach 0.95"

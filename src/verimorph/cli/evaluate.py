@@ -11,13 +11,14 @@ import typer
 from verimorph.cli.evaluate_inputs import from_result_folder, label_list, name_methods, read_chain, read_names
 from verimorph.cli.options import application, examples, flag, option
 from verimorph.cli.progress import CountBar
-from verimorph.cli.runtime import available_threads, choose, set_threads
+from verimorph.cli.runtime import choose, refuse, set_threads
 from verimorph.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from verimorph.evaluate.cohort import Cohort
 
 MODES = ("honest", "challenge")
+TOLERANCE_MM = 1.0
 
 _PAIR = "One pair"
 _MANY = "Many pairs"
@@ -148,7 +149,7 @@ def evaluate(
     ] = None,
     tolerance: Annotated[
         float, option("--tolerance", value="MM", text="Tolerance of the surface Dice.", panel=_HOW)
-    ] = 1.0,
+    ] = TOLERANCE_MM,
     fast: Annotated[
         bool, flag("--fast", text="No surface distances, no non-diffeomorphic volume.", panel=_HOW)
     ] = False,
@@ -179,21 +180,29 @@ def evaluate(
     choose(mode, MODES, "--mode")
     if tolerance <= 0:
         raise OptionError(f"--tolerance is {tolerance}; give millimetres above 0")
-    set_threads(threads)
     how = {
         "labels": label_list(labels),
         "surface": not fast,
         "non_diffeomorphic": not fast,
-        "threads": threads or available_threads(),
+        "threads": set_threads(threads),
     }
-    if not uncertainty and (truth is not None or level is not None or large_error is not None):
-        raise OptionError("--truth, --level and --large-error judge an uncertainty; give --uncertainty too")
+    overlap = {"--tolerance": tolerance != TOLERANCE_MM, "--fast": fast}
+    if uncertainty:
+        refuse(overlap, "of surfaces and folding, which --uncertainty does not measure")
+    else:
+        judging = {"--truth": truth, "--level": level is not None, "--large-error": large_error is not None}
+        refuse(judging, "about the uncertainty; give --uncertainty too")
+    if pairs is None:
+        refuse({"--data": data, "--split": split, "--no-identity": no_identity}, "of a list of pairs; give --pairs")
+    elif mode == "challenge":
+        refuse(overlap, "of --mode honest; the challenge has one way to measure")
     pair_files = (fixed_labels, moved_labels, moving_labels, fixed_landmarks, moving_landmarks, transform, inverse)
     if pairs is not None:
         if uncertainty:
             raise OptionError("--uncertainty judges one result; score many pairs one by one, without --pairs")
         if any(pair_files) or fixed or moving or mask:
             raise OptionError("--pairs scores many pairs; give their files in the table, not as options")
+        refuse({"--per-label": per_label}, "of one pair; with --pairs, -o FOLDER writes labels.csv")
         _evaluate_many(
             pairs, results or [], data, split, mode, label_names, tolerance, not no_identity, how, output, json_file
         )
@@ -411,6 +420,6 @@ def _write_json(document: dict[str, Any], json_file: str | None) -> None:
 
         print(json.dumps(document, indent=1))
         return
-    from verimorph.evaluate.output import write_json
+    from verimorph.evaluate.score import write_json
 
     write_json(document, json_file)

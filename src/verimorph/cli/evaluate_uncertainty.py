@@ -215,16 +215,16 @@ def _calibration(folder: Path) -> dict[str, Any]:
 def _level(level: float | None, facts: dict[str, Any]) -> tuple[float, str]:
     """Level of the bound and where it comes from."""
     known = facts.get("level")
-    value, source = (level, "--level") if level is not None else (known, "metrics.json")
-    if value is None:
-        value, source = DEFAULT_LEVEL, "default"
-    if not isinstance(value, int | float) or not 0 < value < 1:
-        raise OptionError(f"the level of the bound is {value} ({source}); it lies between 0 and 1, e.g. 0.9")
+    for value, source in ((level, "--level"), (known, "metrics.json")):
+        if value is not None and not (isinstance(value, int | float) and 0 < value < 1):
+            raise OptionError(f"the level of the bound is {value} ({source}); it lies between 0 and 1, e.g. 0.9")
     if level is not None and known is not None and abs(level - known) > 1e-9:
         raise OptionError(
             f"--level is {level:g}, but metrics.json says that the bound is at {known:g}; leave out --level"
         )
-    return float(value), source
+    if level is not None:
+        return level, "--level"
+    return (DEFAULT_LEVEL, "default") if known is None else (float(known), "metrics.json")
 
 
 def _with_siblings(folder: Path, given: dict[str, Any]) -> dict[str, Any]:

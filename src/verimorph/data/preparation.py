@@ -30,7 +30,7 @@ from verimorph.io import read_image, replacing, validate
 from verimorph.io.points import Points
 from verimorph.prepare import default_background, quantile_range, rescale
 from verimorph.solve.linear import centre_of_mass
-from verimorph.transform import Affine, DisplacementField, Transform, chain, resample
+from verimorph.transform import Affine, resample
 
 INTENSITIES = ("minmax", "percentile", "zscore", "windows", "none")
 CENTRES = ("image", "mass", "world", "atlas")
@@ -55,8 +55,8 @@ class Preparation:
 
     The grid has ``shape`` voxels. For each image a matrix A takes model indices to world points of that image
     (:meth:`index_to_world`); everything else follows from A. If ``A_f`` and ``A_m`` are the matrices of a pair and u is
-    the displacement that a model finds on the grid, the transform is ``x -> A_m (A_f^-1 x + u(A_f^-1 x))``
-    (:meth:`transform`). Model axes run to the right, anterior and superior: those image axes that lie nearest.
+    the displacement that a model finds on the grid, the transform is ``x -> A_m (A_f^-1 x + u(A_f^-1 x))``. Model axes
+    run to the right, anterior and superior: those image axes that lie nearest.
 
     Parameters
     ----------
@@ -390,21 +390,6 @@ class Preparation:
             better = value > best
             best, found = torch.where(better, value, best), torch.where(better, k, found)
         return Image.from_array(torch.where(inside, found, 0).to(torch.int32), reference, name="labels")
-
-    def transform(
-        self,
-        displacement: Float[Tensor, "1 d *space"],
-        *,
-        fixed: Float[ndarray, "h h"],
-        moving: Float[ndarray, "h h"],
-        inverse: Float[Tensor, "1 d *space"] | None = None,
-    ) -> Transform:
-        """Return the transform between two images that a displacement on the model grid stands for.
-
-        ``x -> A_m (A_f^-1 x + u(A_f^-1 x))``; ``fixed`` and ``moving`` are ``A_f`` and ``A_m``.
-        """
-        bend = DisplacementField(self.grid(fixed), displacement.detach().float().cpu(), inverse)
-        return chain([bend, Affine(moving @ np.linalg.inv(fixed))])
 
 
 def _tuples(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterable
 from importlib import resources
@@ -14,9 +13,9 @@ from verimorph import __version__
 from verimorph.evaluate.boxplot import box_plot
 from verimorph.evaluate.challenge import aggregate
 from verimorph.evaluate.cohort import Cohort
-from verimorph.evaluate.score import without_nan
+from verimorph.evaluate.score import without_nan, write_json
 from verimorph.evaluate.statistics import RESAMPLES, direction
-from verimorph.io.safe import replacing, writing_folder
+from verimorph.io.safe import writing_folder
 
 _UNITS = {"mm": "mm", "voxel": "voxels", "percent": "%"}
 _NAMES = {
@@ -111,15 +110,9 @@ def write_cohort(cohort: Cohort, folder: str | Path) -> Path:
             _write_csv(beside / "robustness.csv", robustness)
         if cohort.problems:
             _write_csv(beside / "problems.csv", [vars(problem) for problem in cohort.problems])
-        (beside / "results.json").write_text(json.dumps(as_document(cohort), indent=1) + "\n", encoding="utf-8")
+        write_json(as_document(cohort), beside / "results.json")
         (beside / "report.html").write_text(render(cohort), encoding="utf-8")
     return Path(folder)
-
-
-def write_json(document: dict[str, Any], path: str | Path) -> None:
-    """Write a result as JSON, whole or not at all."""
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def render(cohort: Cohort) -> str:

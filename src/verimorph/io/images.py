@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,30 @@ def read_image(path: str | os.PathLike, *, volume: int | None = None, series: st
     if file.name.lower().endswith(nifti.SUFFIXES):
         return nifti.read(file, volume=volume)
     return itk.read(file, volume=volume)
+
+
+def files_of(path: str | os.PathLike) -> list[Path]:
+    """The files that an image is read from: of a folder (DICOM) all below it, of a header also those of its voxels."""
+    place = Path(path)
+    if place.is_dir():
+        return sorted(file for file in place.rglob("*") if file.is_file())
+    beside: list[str] = []
+    if place.suffix.lower() in (".mhd", ".nhdr"):  # a line of the header names the file, or there is a list of lines
+        lines = place.read_bytes().decode("latin-1").splitlines()
+        beside = [re.sub(r"(?i)^(ElementDataFile *=|data ?file *:)", "", line).strip() for line in lines]
+    elif pair := re.fullmatch(r"(.+\.)(hdr|img)((\.gz)?)", place.name):
+        beside = [pair[1] + {"hdr": "img", "img": "hdr"}[pair[2]] + pair[3]]
+    # os.path says no where a Path raises: of a header with its voxels in it, most lines can be no names.
+    return [place, *(place.parent / name for name in beside if os.path.isfile(place.parent / name))]
+
+
+def content_hash(*paths: str | os.PathLike, new: Callable[[], Any] = hashlib.sha256) -> str:
+    """Hexadecimal hash of what images hold: all bytes of all their files, one after the other."""
+    found = new()
+    for file in (file for path in paths for file in files_of(path)):
+        with file.open("rb") as stream:
+            hashlib.file_digest(stream, lambda: found)
+    return found.hexdigest()
 
 
 def write_image(image: Image, path: str | os.PathLike) -> Path:

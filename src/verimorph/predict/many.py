@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from numpy import ndarray
 
 from verimorph import pipeline
 from verimorph.errors import InputError, VerimorphError
-from verimorph.evaluate.score import flat_measures, without_nan
+from verimorph.evaluate.score import flat_measures, write_json
 from verimorph.io import write_image, write_transform
+from verimorph.io.images import content_hash
 from verimorph.io.safe import keep_inputs, replacing, replacing_folder
 from verimorph.predict.jobs import ImageJob, PairJob
 from verimorph.predict.pair import identity_of, predict_pair, start_of
@@ -241,20 +242,11 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def hashes(inputs: Mapping[str, Path]) -> dict[str, str]:
-    """SHA-256 of each file, of a folder (DICOM) that of its files; a name that leads nowhere has none."""
+    """SHA-256 of what each holds; a name that leads nowhere has none."""
     found = {}
     for name, place in inputs.items():
-        # MetaImage and Analyze keep their voxels in a file beside the header.
-        beside = {".mhd": (".raw", ".zraw"), ".hdr": (".img",)}.get(place.suffix, ())
-        digest = hashlib.sha256()
-        try:
-            for file in sorted(place.iterdir()) if place.is_dir() else [place, *map(place.with_suffix, beside)]:
-                if file == place or file.is_file():
-                    with file.open("rb") as stream:
-                        digest.update(hashlib.file_digest(stream, "sha256").digest())
-        except OSError:  # reading it says what is wrong
-            continue
-        found[name] = digest.hexdigest()
+        with suppress(OSError):  # reading it says what is wrong
+            found[name] = content_hash(place)
     return found
 
 
@@ -283,9 +275,8 @@ def _predict(
             write_transform(result.inverse, out / "inverse.h5")
         if result.uncertainty is not None:
             result.uncertainty.save_maps(out)
-        for name, values in (("metrics", result.metrics), ("provenance", result.provenance)):
-            text = json.dumps(without_nan(values), indent=2, allow_nan=False) + "\n"
-            (out / f"{name}.json").write_text(text, encoding="utf-8")
+        write_json(result.metrics, out / "metrics.json")
+        write_json(result.provenance, out / "provenance.json")
     return row
 
 

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import re
 import warnings
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from numpy import ndarray
 from verimorph.errors import InputError, OptionError, VerimorphWarning, nearest
 from verimorph.grid import Grid
 from verimorph.io.safe import replacing
-from verimorph.io.transforms import read_transform, write_transform
+from verimorph.io.transforms import write_transform
 from verimorph.transform import Transform
 
 FORMS = ("learn2reg-2020", "learn2reg")
@@ -87,16 +86,13 @@ class Identity:
         return cls(numbers[0].zfill(4))
 
 
-def file_name(*, fixed: Identity, moving: Identity, form: str, suffix: str = ".nii.gz", short: bool = False) -> str:
+def file_name(*, fixed: Identity, moving: Identity, form: str, suffix: str = ".nii.gz") -> str:
     """Name of a field in a submission.
 
     Parameters
     ----------
     suffix
         ``.nii.gz`` or ``.npz``; the form of 2020 knows ``.npz`` only.
-    short
-        Leave the modalities out. Today's evaluator takes that for fixed 0000 and moving 0001 alone; of other pairs it
-        would not find the file, so it is refused.
 
     >>> file_name(fixed=Identity("0001"), moving=Identity("0004"), form="learn2reg-2020")
     'disp_0001_0004.npz'
@@ -108,14 +104,7 @@ def file_name(*, fixed: Identity, moving: Identity, form: str, suffix: str = ".n
         return f"disp_{fixed.subject}_{moving.subject}.npz"
     if suffix not in (".nii.gz", ".npz"):
         raise OptionError(f"a submission holds .nii.gz or .npz files, not '{suffix}'")
-    if not short:
-        return f"disp_{fixed.subject}_{fixed.modality}_{moving.subject}_{moving.modality}{suffix}"
-    if (fixed.modality, moving.modality) != ("0000", "0001"):
-        raise OptionError(
-            f"the short name disp_{fixed.subject}_{moving.subject} stands for modalities 0000 and 0001, these are "
-            f"{fixed.modality} and {moving.modality}; use the long name"
-        )
-    return f"disp_{fixed.subject}_{moving.subject}{suffix}"
+    return f"disp_{fixed.subject}_{fixed.modality}_{moving.subject}_{moving.modality}{suffix}"
 
 
 def field_names(files: Sequence[tuple[str, str]], *, form: str, suffix: str = ".nii.gz") -> list[str]:
@@ -171,7 +160,6 @@ def write_field(
     names: tuple[str, str],
     form: str = "learn2reg",
     suffix: str = ".nii.gz",
-    short: bool = False,
 ) -> Path:
     """Write one field of a submission and return where it is.
 
@@ -193,7 +181,7 @@ def write_field(
     """
     check_form(form)
     identities = Identity.of(names[0]), Identity.of(names[1])
-    name = file_name(fixed=identities[0], moving=identities[1], form=form, suffix=suffix, short=short)
+    name = file_name(fixed=identities[0], moving=identities[1], form=form, suffix=suffix)
     if form == "learn2reg":
         path = Path(folder) / name
         write_transform(transform, path, format="learn2reg", fixed=fixed, moving=moving)
@@ -205,14 +193,6 @@ def write_field(
     with replacing(path) as beside:
         np.savez_compressed(beside, values)
     return path
-
-
-def read_field(path: str | Path, *, fixed: Grid, moving: Grid) -> Transform:
-    """Read a field of either form as a transform, fixed world to moving world.
-
-    Fields at half resolution are enlarged by second-order splines, as the evaluator does.
-    """
-    return read_transform(path, format="learn2reg", fixed=fixed, moving=moving)
 
 
 def half_field(field: Float[ndarray, "d *space"]) -> Float[ndarray, "d *half"]:
@@ -240,66 +220,6 @@ def narrowed(field: Float[ndarray, "d *space"], name: str = "the field") -> Floa
             stacklevel=3,
         )
     return values
-
-
-def pack_2020(folder: str | Path, *, pairs: Mapping[int, Iterable[tuple[int, int]]] | None = None) -> Path:
-    """Make a zip of the four task folders beside ``folder`` and return its path.
-
-    Parameters
-    ----------
-    pairs
-        Task number to (fixed, moving) subjects. For pairs that have no file a field of zeros is written: every task
-        must be in a submission, also one that was not entered.
-
-    Raises
-    ------
-    InputError
-        For a file that the rules refuse: wrong name, type, key or shape.
-    """
-    root = Path(folder)
-    for number, listed in (pairs or {}).items():
-        task = _task(number)
-        for fixed, moving in listed:
-            path = root / f"task_{number:02d}" / f"disp_{fixed:04d}_{moving:04d}.npz"
-            if not path.exists():
-                with replacing(path) as beside:
-                    np.savez_compressed(beside, np.zeros(task.stored, np.float16))
-    target = root.with_name(root.name + ".zip")
-    files = sorted(root.glob("task_*/disp_*"))
-    for file in files:
-        check_file_2020(file)
-    with replacing(target) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
-        for number in TASKS_2020:
-            archive.mkdir(f"task_{number:02d}")
-        for file in files:
-            archive.write(file, file.relative_to(root).as_posix())
-    return target
-
-
-def check_file_2020(path: Path) -> None:
-    """Refuse a file that breaks a rule of 2020: name, folder, key, type, shape, finite values."""
-    number = re.fullmatch(r"task_0([1-4])", path.parent.name)
-    if number is None or re.fullmatch(r"disp_\d{4}_\d{4}\.npz", path.name) is None:
-        raise InputError(f"{path}: a field of 2020 is task_0N/disp_FFFF_MMMM.npz")
-    try:
-        with np.load(path) as archive:
-            keys, values = list(archive.files), archive[archive.files[0]]
-    except (ValueError, OSError, IndexError, zipfile.BadZipFile):
-        raise InputError(f"{path}: not a readable .npz file; write it again") from None
-    expected = TASKS_2020[int(number[1])].stored
-    if keys != ["arr_0"] or values.dtype != np.float16 or values.shape != expected:
-        raise InputError(
-            f"{path}: holds {', '.join(keys)} of type {values.dtype} and shape {values.shape}; "
-            f"the rules ask for arr_0, float16, {expected}"
-        )
-    if not np.isfinite(values).all():
-        raise InputError(f"{path}: has values that are not finite; write it again")
-
-
-def _task(number: int) -> Task2020:
-    if number not in TASKS_2020:
-        raise OptionError(f"Learn2Reg 2020 has tasks 1 to 4, not {number}")
-    return TASKS_2020[number]
 
 
 def _values(transform: Transform, fixed: Grid, moving: Grid) -> Float[ndarray, "d *space"]:

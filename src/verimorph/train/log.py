@@ -28,9 +28,13 @@ class Table:
 
     def __init__(self, path: Path, columns: Sequence[str], *, after: int | None = None) -> None:
         self.path, self.columns = path, list(columns)
+        self._begin(after)
+
+    def _begin(self, after: int | None) -> None:
+        """Write the head anew, and below it the rows up to a step that are there."""
         kept: list[dict[str, str]] = []
-        if after is not None and path.is_file():
-            with open(path, newline="", encoding="utf-8") as stream:
+        if after is not None and self.path.is_file():
+            with open(self.path, newline="", encoding="utf-8") as stream:
                 reader = csv.DictReader(stream)
                 self.columns += [name for name in reader.fieldnames or () if name not in self.columns]
                 kept = [row for row in reader if row["step"] and row["step"].isdigit() and int(row["step"]) <= after]
@@ -38,14 +42,14 @@ class Table:
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(kept)
-        with replacing(path) as beside:
+        with replacing(self.path) as beside:
             beside.write_text(text.getvalue(), encoding="utf-8")
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row; a new column rewrites the file's head."""
-        if any(name not in self.columns for name in row):
-            more = [name for name in row if name not in self.columns]
-            self.__init__(self.path, [*self.columns, *more], after=int(row["step"]))  # type: ignore[misc]
+        if more := [name for name in row if name not in self.columns]:
+            self.columns += more
+            self._begin(after=int(row["step"]))
         with open(self.path, "a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, self.columns, lineterminator="\n").writerow(row)
 

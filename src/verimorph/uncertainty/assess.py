@@ -57,8 +57,8 @@ class Uncertainty:
     level
         That share.
     displacement_std
-        Standard deviation of the displacement over independent quick registrations, mm. Not calibrated: disagreement,
-        not error.
+        Standard deviation of the displacement over the result itself and the two quick registrations that look forward
+        again, mm. Not calibrated: disagreement, not error.
     label_uncertainty
         Entropy of the moved label over draws of the calibrated error, nats; NaN as ``error_mm``; None without labels.
     volumes

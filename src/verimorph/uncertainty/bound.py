@@ -259,6 +259,12 @@ def apart(points: Sequence[Points], held: Sequence[bool]) -> list[Points]:
     return [p for p, out in zip(points, held, strict=True) if not out and taken.isdisjoint(p.images)]
 
 
+def parted(points: Sequence[Points], dealt: Sequence[int]) -> bool:
+    """Whether every fold leaves enough cases apart from it to learn from, two; of two cases, one."""
+    left = [len(apart(points, [own == fold for own in dealt])) for fold in set(dealt)]
+    return min(left, default=0) >= min(2, len(points) - 1)
+
+
 def case_weights(points: Sequence[Points]) -> list[float]:
     """One over the number of cases of the same kind."""
     kinds = [p.kind for p in points]
@@ -452,8 +458,10 @@ def calibrate(
 
     The scores whose quantiles are taken come from scales that did not see the images of the case (cross-fitting over
     ``FOLDS`` sets of images, or over the folds in ``dealt``); a ``scale`` that is given was learned elsewhere and is
-    used as it is. With few folds those scales have seen much less than the one that is used, and bounds are wider than
-    they need be. ``fit`` is how a scale is learned.
+    used as it is. Where cases share their images (all of one; pairs with one atlas), so that a fold leaves too few to
+    learn from, they are held out one by one, and what is learned is about these images. With few folds those scales
+    have seen much less than the one that is used, and bounds are wider than they need be. ``fit`` is how a scale is
+    learned.
 
     Quantiles over all kinds carry the correction for the number of cases, which guarantees coverage for exchangeable
     ones. Those of one kind do not where it has fewer than ``GUARANTEED`` cases: with so few, the correction would ask
@@ -469,13 +477,12 @@ def calibrate(
         points = [replace(p, kind=p.kind.removesuffix(f"-{PAIRS}").replace(PAIRS, "images")) for p in points]
     held = [scale] * len(points)
     if scale is None:
-        dealt = deal(points, FOLDS) if dealt is None else dealt
-        if len(set(dealt)) < 2:
-            # All of one image: cases are held out one by one, and what is learned is about this image.
-            points = [replace(p, images=()) for p in points]
-            dealt = [number % FOLDS for number in range(len(points))]
         if len(points) < 2:
             raise OptionError(f"{len(points)} case is too few to calibrate on; give at least 2, better 20")
+        dealt = deal(points, FOLDS) if dealt is None else dealt
+        if not parted(points, dealt):
+            points = [replace(p, images=()) for p in points]
+            dealt = [number % FOLDS for number in range(len(points))]
         for fold in sorted(set(dealt)):
             fitted = fit(apart(points, [own == fold for own in dealt]))
             held = [fitted if own == fold else one for one, own in zip(held, dealt, strict=True)]
@@ -574,5 +581,5 @@ def _read(name: str | os.PathLike, ndim: int) -> Calibration:
         found = Calibration(scale=scale, **content)
         found.reach()
         return found
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError, ValueError) as error:
+    except (TypeError, LookupError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: is no calibration ({error}); 'verimorph calibrate' writes one") from None

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verimorph.evaluate.score import write_json
 from verimorph.io.safe import writing_folder
 from verimorph.uncertainty import plots
 
@@ -32,10 +33,8 @@ def write_scores(document: dict[str, Any], folder: str | PathLike, *, names: Map
     names
         Names of labels, for the bars.
     """
-    import json
-
     with writing_folder(folder) as beside:
-        (beside / JSON_FILE).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(document, beside / JSON_FILE)
         for name, figure in figures(document, names=names):
             plots.save(figure, beside / f"{name}.png")
     return Path(folder)
@@ -46,15 +45,13 @@ def figures(document: dict[str, Any], *, names: Mapping[int, str] | None = None)
     level = float(document["level"])
     if found := document.get("transform"):
         curves = found["curves"]
-        lines = {GAUSSIAN: tuple(curves["gaussian"].values())} if "gaussian" in curves else {}
-        yield (
-            "coverage",
-            plots.coverage_figure(lines, point=(level, found["coverage"]), scaled=tuple(curves["scaled"].values())),
-        )
+        lines = {GAUSSIAN: _columns(curves["gaussian"], "level", "coverage")} if "gaussian" in curves else {}
+        scaled = _columns(curves["scaled"], "factor", "coverage")
+        yield "coverage", plots.coverage_figure(lines, point=(level, found["coverage"]), scaled=scaled)
         yield (
             "reliability",
             plots.reliability_figure(
-                *curves["reliability"].values(),
+                *_columns(curves["reliability"], "bound_mm", "error_mm", "n"),
                 predicted_name="error bound, mm",
                 observed_name=f"error that {100 * level:g} % stay below, mm",
             ),
@@ -70,7 +67,7 @@ def figures(document: dict[str, Any], *, names: Mapping[int, str] | None = None)
             yield (
                 "label_reliability",
                 plots.reliability_figure(
-                    *found["curves"]["reliability"].values(),
+                    *_columns(found["curves"]["reliability"], "uncertainty", "wrong_percent", "n"),
                     predicted_name="label uncertainty, nats",
                     observed_name=f"wrong voxels within {found['band_mm']:g} mm of a label, %",
                     diagonal=False,
@@ -80,6 +77,10 @@ def figures(document: dict[str, Any], *, names: Mapping[int, str] | None = None)
             yield from _order("label_sparsification", found["curves"], ranking, "share of wrong voxels")
         if any(row["auroc"] is not None for row in found["per_label"]):
             yield "labels", plots.label_figure(found["per_label"], names=names)
+
+
+def _columns(curve: Mapping[str, Any], *names: str) -> tuple[Any, ...]:
+    return tuple(curve[name] for name in names)
 
 
 def _order(name: str, curves: dict[str, Any], ranking: dict[str, Any], error_name: str) -> Iterator[tuple[str, Figure]]:

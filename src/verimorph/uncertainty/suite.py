@@ -160,13 +160,10 @@ def _surface(inside: Bool[ndarray, "*space"]) -> Bool[ndarray, "*space"]:
 
 
 def digest(*files: Path) -> str:
-    """Eight hexadecimal digits of what files, or folders of files, hold: equal names do not make equal images."""
-    found = hashlib.blake2b(digest_size=4)
-    for file in files:
-        for one in sorted(file.rglob("*")) if file.is_dir() else [file]:
-            if one.is_file():
-                found.update(one.read_bytes())
-    return found.hexdigest()
+    """Eight hexadecimal digits of what images hold: equal names do not make equal images."""
+    from verimorph.io.images import content_hash
+
+    return content_hash(*files, new=lambda: hashlib.blake2b(digest_size=4))
 
 
 def collect_pairs(
@@ -181,6 +178,8 @@ def collect_pairs(
     require_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = read_table(table)[0]
+    if not rows:
+        raise InputError(f"{table}: lists no pair; give one a row, below the names of the columns")
     root = Path(os.environ.get("VERIMORPH_DATA", str(table.parent)))
     out = []
     for number, row in enumerate(rows):
@@ -419,6 +418,15 @@ def _mean_of_known(values: Sequence[float] | Float[ndarray, " n"]) -> float:
     return float(known.mean()) if len(known) else math.nan
 
 
+def dealt_by(points: Sequence[Points], by: str) -> list[int]:
+    """Fold of every case: of images, or of kinds; pairs of real scans are of the kind of their images."""
+    if by == "image":
+        return deal(points, FOLDS)
+    kinds = [p.kind.removesuffix(f"-{PAIRS}") for p in points]
+    order = list(dict.fromkeys(kinds))
+    return [order.index(kind) for kind in kinds]
+
+
 def cross_validated(
     cases: Sequence[Case], *, by: str = "image", scale: Scale | None = None, fit: Fits | None = None
 ) -> list[Check]:
@@ -428,9 +436,7 @@ def cross_validated(
     """
     fit = fit or Fits()
     points = [case.points for case in cases]
-    kinds = [p.kind.removesuffix(f"-{PAIRS}") for p in points]
-    of_kind = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
-    dealt = [of_kind[kind] for kind in kinds] if by == "kind" else deal(points, FOLDS)
+    dealt = dealt_by(points, by)
     fold_of = {id(p): fold for p, fold in zip(points, dealt, strict=True)}
     made: dict[int, Calibration] = {}
 
