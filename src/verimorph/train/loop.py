@@ -364,9 +364,10 @@ class _Run:
             return
         means = {name: float(total) / max(self.count, 1) for name, total in self.sums.items()}
         self.sums, self.count = {}, 0
+        share = self._share(phase, inside)  # all processes agree on it, so all must ask
         if not self.fabric.is_global_zero:
             return
-        lr = phase.parts[phase.turn(inside)[0]].optimiser.at(inside, phase.steps, self._share(phase, inside))
+        lr = phase.parts[phase.turn(inside)[0]].optimiser.at(inside, phase.steps, share)
         self.log.add({"step": self.step, "phase": phase.name, "lr": lr, **means})
         self.board.scalars("train", {**means, "lr": lr, "steps_per_second": speed}, self.step)
 
