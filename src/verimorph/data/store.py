@@ -70,6 +70,7 @@ class Prepared:
             points=None if self.points is None else torch.from_numpy(self.points - corner),
             known=torch.from_numpy(self.known),
             background=torch.from_numpy(self.background),
+            spacing=np.linalg.norm(self.matrix[:-1, :-1], axis=0),
         )
 
 
