@@ -85,7 +85,13 @@ def test_a_learn2reg_file_is_trained_on(verimorph, folder, tmp_path, paired):
     assert outcome.code == 0, outcome.err
     assert f"learn2reg: {file}" in outcome.out
     assert ("kind: listed" in outcome.out) == paired
-    verimorph(*words, "--root", tmp_path).assert_user_error("start where it lies")
+    elsewhere = tmp_path / "lists" / "T_dataset.json"
+    elsewhere.parent.mkdir()
+    file.rename(elsewhere)
+    outcome = verimorph(*words[:3], elsewhere, *words[4:], "--root", tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert f"root: {tmp_path}" in outcome.out
+    verimorph(*words[:3], elsewhere, *words[4:]).assert_user_error("files are missing")
 
 
 def test_the_recipe_says_what_the_command_line_did(verimorph, folder, tmp_path, monkeypatch):

@@ -249,6 +249,10 @@ def test_synthetic_streams(folder_config):
 def test_unknown_settings_are_refused_with_the_nearest(folder_config, tmp_path):
     for change, told in (
         ({"pair": {}}, "did you mean 'pairs'"),
+        ({"pairs": {"list": "train"}}, "pairs: list is of kind 'listed', and kind is 'inter'; leave it out"),
+        ({"pairs": {"kind": "single", "itself": True}}, "pairs: itself is of kind 'inter'"),
+        ({"pairs": {"kind": "intra", "within_cohort": False}}, "pairs: within_cohort is of kind 'inter'"),
+        ({"keep_labels": False, "labelled": "train"}, "leave one of them out"),
         ({"pairs": {"kid": 1}}, "pairs: no setting 'kid'; did you mean 'kind'"),
         ({"augment": {"flips": 1}}, "did you mean 'flip'"),
         ({"augment": {"gamma": "x"}}, "augment.gamma is 'x'; give something like 0.2"),

@@ -427,7 +427,7 @@ def _found(folder: Path, pattern: str) -> dict[str, Path]:
     return found
 
 
-def read_learn2reg(path: str | Path, *, name: str | None = None) -> Dataset:
+def read_learn2reg(path: str | Path, *, data: str | Path | None = None, name: str | None = None) -> Dataset:
     """Read a Learn2Reg dataset file (``<TASK>_dataset.json``).
 
     Images are those of ``training``, ``test`` and of every list of pairs; labels, masks and key points lie in folders
@@ -435,6 +435,11 @@ def read_learn2reg(path: str | Path, *, name: str | None = None) -> Dataset:
     where they are there. Splits: ``train`` (images of ``training`` that no pair to validate or test has),
     ``validation``, ``test``; every list of pairs keeps its name, and ``validation`` and ``test`` name the fitting one
     too.
+
+    Parameters
+    ----------
+    data
+        Folder that relative names start from; default: that of the file.
 
     Raises
     ------
@@ -450,7 +455,7 @@ def read_learn2reg(path: str | Path, *, name: str | None = None) -> Dataset:
         raise InputError(f"{file}: not a readable JSON ({error})") from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: not a Learn2Reg dataset file, which is a JSON object")
-    root = file.parent
+    root = Path(data) if data is not None else file.parent
     lists = {key: value for key, value in content.items() if _is_pair_list(value)}
     for key, listed in lists.items():
         for number, pair in enumerate(listed, start=1):

@@ -74,13 +74,20 @@ class PairsConfig(Strict):
     within_cohort: bool = True
     itself: bool = False
 
+    @model_validator(mode="after")
+    def _acts(self) -> PairsConfig:
+        for name, kind in (("list", "listed"), ("within_cohort", "inter"), ("itself", "inter")):
+            if self.kind != kind and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of kind '{kind}', and kind is '{self.kind}'; leave it out")
+        return self
+
 
 class DataConfig(Strict):
     """What is learned from.
 
     Exactly one source: ``dataset`` (a named set; ``root`` its folder, ``options`` its options), ``csv`` (a list of
-    pairs; ``root`` where relative names start), ``folder`` (patterns under ``root``), ``learn2reg`` (a dataset file),
-    or ``synthetic`` of kind ``shapes`` alone. ``synthetic`` of another kind comes besides a source.
+    pairs; ``root`` where relative names start), ``folder`` (patterns under ``root``), ``learn2reg`` (a dataset file;
+    ``root`` as for ``csv``), or ``synthetic`` of kind ``shapes`` alone. ``synthetic`` of another kind comes besides a source.
 
     Parameters
     ----------
@@ -143,6 +150,8 @@ class DataConfig(Strict):
             raise ValueError(
                 f"synthetic shapes need no images; leave out {sources[0]}, or choose kind labels or images"
             )
+        if self.labelled is not None and not self.keep_labels:
+            raise ValueError("labelled says whose labels count, keep_labels: false that none do; leave one of them out")
         return self
 
     @classmethod
@@ -372,7 +381,7 @@ def read_dataset(settings: DataConfig) -> Dataset:
     if settings.csv is not None:
         made = read_pairs(expand(settings.csv), data=root)
     elif settings.learn2reg is not None:
-        made = read_learn2reg(expand(settings.learn2reg))
+        made = read_learn2reg(expand(settings.learn2reg), data=root)
     else:
         folder = settings.folder
         if folder is None or root is None:
