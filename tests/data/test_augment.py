@@ -101,18 +101,14 @@ def test_images_of_two_voxel_sizes_turn_alike_and_each_rotates_in_its_own_millim
     turned = [augment_pair(fixed, moving, Augmentation(turn=1), np.random.default_rng(s)) for s in range(60)]
     assert all(torch.equal(one.image, two.image) for one, two in turned)
     assert len({tuple(one.points[0].tolist()) for one, _ in turned}) == 4, "half turns alone suit both"
-    alone = [
-        augment_pair(fixed, moving, Augmentation(turn=1, shared=()), np.random.default_rng(s)) for s in range(120)
-    ]
+    alone = [augment_pair(fixed, moving, Augmentation(turn=1, shared=()), np.random.default_rng(s)) for s in range(120)]
     assert [len({tuple(pair[role].points[0].tolist()) for pair in alone}) for role in (0, 1)] == [8, 8]
     settings = Augmentation(affine=1, rotation_degrees=30, scale=0, shift=0)
     lengths = []
     for sample in augment_pair(fixed, moving, settings, np.random.default_rng(2)):
         middle = torch.full((3,), 7.5)
         lengths.append(float(((sample.points[0] - middle) * torch.from_numpy(sample.spacing)).norm()))
-    before = [
-        float(((one.points[0] - 7.5) * torch.from_numpy(one.spacing)).norm()) for one in (fixed, moving)
-    ]
+    before = [float(((one.points[0] - 7.5) * torch.from_numpy(one.spacing)).norm()) for one in (fixed, moving)]
     assert np.allclose(lengths, before, atol=1e-4)
 
 

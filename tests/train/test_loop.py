@@ -748,7 +748,9 @@ def test_processes_that_share_a_limit_of_time_stay_together(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.uint64, np.int16, np.float32, np.float64, bool])
 def test_arrays_come_back_from_a_checkpoint_as_they_were(tmp_path, dtype):
-    array = (np.array([0.0, 0.5, 1.7, 200.25]) if np.dtype(dtype).kind == "f" else np.array([0, 1, 2, 250])).astype(dtype)
+    array = (np.array([0.0, 0.5, 1.7, 200.25]) if np.dtype(dtype).kind == "f" else np.array([0, 1, 2, 250])).astype(
+        dtype
+    )
     if dtype is np.uint64:
         array[-1] = 2**64 - 1
     write_checkpoint(tmp_path, 1, {"array": array})

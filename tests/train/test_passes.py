@@ -11,7 +11,14 @@ from verimorph.errors import InputError
 from verimorph.field import warp
 from verimorph.methods import method
 from verimorph.objective import build_objective
-from verimorph.train.passes import checked_batch, exchanged, objective_tensors, one_hot, registration_tensors, warp_labels
+from verimorph.train.passes import (
+    checked_batch,
+    exchanged,
+    objective_tensors,
+    one_hot,
+    registration_tensors,
+    warp_labels,
+)
 
 
 class Asymmetric(nn.Module):

@@ -87,7 +87,8 @@ class DataConfig(Strict):
 
     Exactly one source: ``dataset`` (a named set; ``root`` its folder, ``options`` its options), ``csv`` (a list of
     pairs; ``root`` where relative names start), ``folder`` (patterns under ``root``), ``learn2reg`` (a dataset file;
-    ``root`` as for ``csv``), or ``synthetic`` of kind ``shapes`` alone. ``synthetic`` of another kind comes besides a source.
+    ``root`` as for ``csv``), or ``synthetic`` of kind ``shapes`` alone. ``synthetic`` of another kind comes besides a
+    source.
 
     Parameters
     ----------
