@@ -319,7 +319,7 @@ def test_what_a_model_cannot_take_is_refused_in_one_line(tiny, preparation, obli
         registrar(fixed=flat, moving=moving)
     with pytest.raises(InputError, match="there is nothing to align"):
         registrar(fixed=fixed, moving=moving.with_array(np.ones(moving.grid.shape, np.float32)))
-    with pytest.raises(InputError, match="the model takes 1 image of each side as channels, 2 are given"):
+    with pytest.raises(InputError, match="fixed image: the model takes 1 image as channels, 2 are given"):
         registrar(fixed=[fixed, fixed], moving=moving)
     thin = Image.from_array(np.random.default_rng(0).random((20, 20, 2)).astype(np.float32), np.eye(4))
     with pytest.raises(InputError, match="stride 4\\) needs 4 or more along every axis"):

@@ -223,7 +223,7 @@ class Registrar:
         return prediction
 
     def _check(self, fixed: list[Image], moving: list[Image]) -> None:
-        for images, role in ((fixed, "fixed"), (moving, "moving")):
+        for images, role in ((fixed, "fixed image"), (moving, "moving image")):
             check_images(
                 images, role, preparation=self.preparation, stride=self.runner.stride, images_needed=self.images_needed
             )
