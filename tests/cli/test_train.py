@@ -156,7 +156,7 @@ def test_figures_come_from_predictions_alone(verimorph, tmp_path):
     card = Card(method="modet", training_data=TrainingData(name="scans"), steps=7, weights_sha256="a" * 64)
     (model / "card.json").write_text(card.to_json(), encoding="utf-8")
     (model / "model.safetensors").write_bytes(b"")
-    rows = "case,status,dice,dice_before\na,ok,0.8,0.5\nb,{},0.6,0.4\n"
+    rows = "case,status,model,dice,dice_before\na,ok,aaaaaaaaaaaa,0.8,0.5\nb,{},aaaaaaaaaaaa,0.6,0.4\n"
     (predictions / "pairs.csv").write_text(rows.format("failed"), encoding="utf-8")
     words = ("methods", "--record", predictions, "--model", model, "--data", "scans", "--results", table)
     verimorph(*words).assert_user_error("b was not predicted")

@@ -311,6 +311,23 @@ def test_starts(tiny, preparation, oblique_pair):
         find_start("centers", fixed, moving)
 
 
+def test_a_seed_is_that_of_the_start_and_of_the_result(tiny, preparation, oblique_pair, monkeypatch):
+    from verimorph import pipeline
+    from verimorph.predict.pair import predict_pair
+
+    fixed, moving = oblique_pair()
+    made, seeds = pipeline.make_recipe, []
+
+    def make_recipe(**settings):
+        seeds.append(settings.get("seed"))
+        return made(**settings)
+
+    monkeypatch.setattr(pipeline, "make_recipe", make_recipe)
+    result = predict_pair(Registrar(tiny(), preparation(), start="rigid", seed=7), fixed=fixed, moving=moving)
+    assert seeds == [7]
+    assert result.provenance["seed"] == 7
+
+
 def test_what_a_model_cannot_take_is_refused_in_one_line(tiny, preparation, oblique_pair):
     fixed, moving = oblique_pair()
     flat, _ = oblique_pair(2)
