@@ -431,7 +431,7 @@ def test_segmentation_restores_ids_and_puts_true_labels_back(verimorph, segmente
     verimorph("predict", segmenter, "--image", fixed, "-o", out, "--keep-true").assert_user_error("--dataset")
 
 
-def test_refusals_are_one_line(verimorph, model, pair, tmp_path):
+def test_refusals_are_one_line(verimorph, model, pair, tmp_path, monkeypatch):
     fixed, moving = pair
     out = tmp_path / "out"
     words = ("-f", fixed, "-m", moving, "-o", out)
@@ -441,6 +441,9 @@ def test_refusals_are_one_line(verimorph, model, pair, tmp_path):
     verimorph("predict", model, *words, "--refine", 0).assert_user_error("--refine is 0")
     verimorph("predict", model, *words, "--val").assert_user_error("--pairs or --dataset")
     verimorph("predict", model, "--dataset", "ixii", "--root", tmp_path, "-o", out).assert_user_error("'ixi'")
+    monkeypatch.delenv("VERIMORPH_DATA", raising=False)
+    verimorph("predict", model, "--dataset", "ixi", "-o", out).assert_user_error("VERIMORPH_DATA is not set", "--root")
+    monkeypatch.setenv("VERIMORPH_DATA", str(tmp_path))
     verimorph("predict", model, "--dataset", "ixi", "-o", out).assert_user_error("say with --root")
     verimorph("predict", model, *words, "--start", "affin").assert_user_error("did you mean 'affine'")
     verimorph("predict", model, *words, "--device", "cuda:77").assert_user_error("verimorph doctor")

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from verimorph.data.config import DataConfig, build_data, expand
+from verimorph.data.config import DataConfig, build_data
 from verimorph.data.loader import _guarded
+from verimorph.data.preparation import Preparation
 from verimorph.errors import InputError, OptionError, ResourceError
+from verimorph.io.paths import expand
 
 
 def take(data, count, **more):
@@ -326,7 +328,10 @@ def test_variables_in_paths(monkeypatch):
     monkeypatch.setenv("VERIMORPH_DATA", "/somewhere")
     assert str(expand("${VERIMORPH_DATA}/x")) == "/somewhere/x"
     monkeypatch.delenv("VERIMORPH_DATA")
-    assert str(expand("${VERIMORPH_DATA}/x")) == "../shared/data/x"
+    with pytest.raises(OptionError, match="VERIMORPH_DATA is not set; set it, or write the path out"):
+        build_data({"dataset": "ixi"})
+    with pytest.raises(OptionError, match="VERIMORPH_DATA is not set"):
+        Preparation(shape=(8, 8), centre="atlas", atlas="${VERIMORPH_DATA}/atlas.nii.gz").fingerprint()
     with pytest.raises(OptionError, match="NOT_THERE is not set"):
         expand("${NOT_THERE}/x")
 

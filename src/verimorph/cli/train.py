@@ -225,7 +225,7 @@ def _listed(path: str) -> dict[str, Any]:
 
 def _absolute(path: Path) -> str:
     """A path that holds wherever the run is gone on with."""
-    from verimorph.data.config import expand
+    from verimorph.io.paths import expand
 
     return str(expand(str(path)).absolute())
 

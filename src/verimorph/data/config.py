@@ -6,10 +6,8 @@ no setting goes further than there.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,9 +25,7 @@ from verimorph.data.synthetic import SyntheticSettings
 from verimorph.errors import InputError, OptionError, nearest
 from verimorph.io import validate
 from verimorph.io.lock import TemporaryFolder
-
-#: Where ``${VERIMORPH_DATA}`` leads when it is not set.
-DEFAULT_DATA = "../shared/data"
+from verimorph.io.paths import expand
 
 
 class Strict(BaseModel):
@@ -178,23 +174,6 @@ def explain(error: ValidationError) -> str:
         text = entry["msg"].removeprefix("Value error, ")
         told.append(f"{place}: {text}" if place else text)
     return "; ".join(told)
-
-
-def expand(path: str) -> Path:
-    """Put variables into a path: ``${NAME}``, ``~``; ``VERIMORPH_DATA`` is ``../shared/data`` where it is not set.
-
-    Raises
-    ------
-    OptionError
-        For a variable that is not set.
-    """
-    if "VERIMORPH_DATA" not in os.environ:
-        path = path.replace("${VERIMORPH_DATA}", DEFAULT_DATA)
-    done = os.path.expanduser(os.path.expandvars(path))
-    if "${" in done:
-        name = done.partition("${")[2].partition("}")[0]
-        raise OptionError(f"{path}: the environment variable {name} is not set; set it or write the path out")
-    return Path(done)
 
 
 @dataclass(eq=False)

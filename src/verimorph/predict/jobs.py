@@ -99,7 +99,7 @@ def _of_task(case: Any, in_voxels: bool) -> PairJob:
 def dataset_of(name: str, root: str | Path | None) -> Dataset:
     """A named data set in a folder; by default the one of its name below ``VERIMORPH_DATA``."""
     from verimorph.data.adapters import adapter
-    from verimorph.data.config import expand
+    from verimorph.io.paths import expand
 
     found = adapter(name)
     folder = Path(root) if root is not None else expand("${VERIMORPH_DATA}") / name
