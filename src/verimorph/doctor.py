@@ -13,6 +13,8 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from verimorph.memory import memory
+
 # Extra -> what it is for and the packages it brings, under the names they are imported by.
 EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
     "formats": ("X5 transforms", {"nitransforms": "nitransforms", "h5py": "h5py"}),
@@ -76,28 +78,6 @@ def examine() -> dict[str, Any]:
     return facts
 
 
-def memory() -> dict[str, int | None]:
-    """Return total and available memory of this machine in bytes; a container's limit counts.
-
-    >>> memory()["total"] is None or memory()["total"] > 0
-    True
-    """
-    total = available = None
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        total, available = values.get("MemTotal"), values.get("MemAvailable")
-    except (OSError, ValueError, IndexError):
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit, used = _control_group()
-    if limit is not None and (total is None or limit < total):
-        total = limit
-        left = max(limit - (used or 0), 0)
-        available = left if available is None else min(available, left)
-    return {"total": total, "available": available}
-
-
 def browser() -> str | None:
     """Return the path of a Chromium-like browser (the report's test opens pages in it), None if there is none."""
     for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
@@ -105,20 +85,6 @@ def browser() -> str | None:
         if found:
             return found
     return None
-
-
-def _control_group() -> tuple[int | None, int | None]:
-    """Memory limit and use of the container this process runs in (Linux control groups, version 2 then 1), bytes."""
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            limit = int(Path(limit_file).read_text(encoding="ascii"))
-            return limit, int(Path(used_file).read_text(encoding="ascii"))
-        except (OSError, ValueError):  # absent, or "max": no limit
-            continue
-    return None, None
 
 
 def _version(package: str) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from verimorph.errors import ResourceError
 from verimorph.grid import Grid
+from verimorph.memory import memory
 
 BASE_BYTES = 550e6
 """The process with its libraries loaded."""
@@ -112,8 +113,6 @@ def require_memory(plan: Plan, available: int | None = None) -> None:
         Saying how much is needed, how much there is, and what to lower.
     """
     if available is None:
-        from verimorph.doctor import memory
-
         available = memory()["available"]
     if available is not None and plan.memory_bytes > available:
         raise ResourceError(

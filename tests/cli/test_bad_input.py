@@ -305,7 +305,7 @@ def test_disk_that_fills_while_writing(align, tmp_path, monkeypatch):
 
 
 def test_not_enough_memory(align, monkeypatch):
-    monkeypatch.setattr("verimorph.doctor.memory", lambda: {"total": 10_000_000, "available": 100_000})
+    monkeypatch.setattr("verimorph.planning.memory", lambda: {"total": 10_000_000, "available": 100_000})
     align("-t", "deformable").assert_user_error("memory", "GB", "--levels")
 
 

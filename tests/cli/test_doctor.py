@@ -6,6 +6,7 @@ import json
 from importlib import metadata
 
 import verimorph.doctor as doctor
+import verimorph.memory as memory
 
 
 def test_json_holds_what_a_bug_report_needs(verimorph):
@@ -41,8 +42,8 @@ def test_kernels_switched_off_are_a_problem_with_its_reason(verimorph, monkeypat
 
 
 def test_memory_respects_the_limit_of_a_container(monkeypatch):
-    monkeypatch.setattr(doctor, "_control_group", lambda: (1_000_000, 400_000))
-    assert doctor.memory() == {"total": 1_000_000, "available": 600_000}
+    monkeypatch.setattr(memory, "_control_group", lambda: (1_000_000, 400_000))
+    assert memory.memory() == {"total": 1_000_000, "available": 600_000}
 
 
 def test_extras_are_those_of_the_package():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -248,7 +249,10 @@ def test_folder_without_any_usable_result_is_a_mistake(verimorph, cohort, tmp_pa
     (cohort / "empty").mkdir()
     outcome = verimorph("evaluate", "--pairs", cohort / "pairs.csv", cohort / "empty", "--fast")
     outcome.assert_user_error("not one of the 3 pairs", "p0/transform.h5")
-    outcome = verimorph("evaluate", "--pairs", cohort / "pairs.csv", "--data", cohort / "empty", cohort / "right")
+    elsewhere = tmp_path / "lists" / "pairs.csv"
+    elsewhere.parent.mkdir()
+    shutil.copy(cohort / "pairs.csv", elsewhere)
+    outcome = verimorph("evaluate", "--pairs", elsewhere, "--data", cohort / "empty", cohort / "right")
     outcome.assert_user_error("--data")
 
 

@@ -61,6 +61,10 @@ def table(tmp_path, pair):
     return file
 
 
+def hash_of(model: Path) -> str:
+    return json.loads((model / "card.json").read_text())["weights_sha256"][:12]
+
+
 def rows(file: Path) -> list[dict[str, str]]:
     with file.open(newline="") as opened:
         return list(csv.DictReader(opened))
@@ -124,12 +128,29 @@ def test_a_list_goes_on_after_a_failure_and_resumes(verimorph, model, table, tmp
     outcome = verimorph("predict", other, "--pairs", table, "-o", out, "--save-moved", "--split", "val")
     assert "were there already" not in outcome.out
     assert moved.stat().st_mtime_ns != before
-    # Of the pair of the other split folder and line stay.
+    # A table is of one model: of the pair of the other split the result stays, and its line does not.
+    assert "holds results of another model, or made in another way (back)" in outcome.err
+    assert (out / "back" / "transform.h5").is_file()
+    assert [(row["case"], row["model"]) for row in rows(out / "pairs.csv")] == [("there", hash_of(other)), ("lost", "")]
+    words = ("predict", other, "--pairs", table, "-o", out)
+    assert verimorph(*words, "--split", "train").code == 0
+    assert {row["model"] for row in rows(out / "pairs.csv")} == {hash_of(other)}
+    # Of the same model line and folder stay, as long as both are there.
+    verimorph(*words, "--split", "val")
     assert [row["case"] for row in rows(out / "pairs.csv")] == ["there", "lost", "back"]
-    assert rows(out / "pairs.csv")[2] == found["back"]
     shutil.rmtree(out / "back")
-    verimorph("predict", other, "--pairs", table, "-o", out, "--save-moved", "--split", "val")
+    verimorph(*words, "--split", "val")
     assert [row["case"] for row in rows(out / "pairs.csv")] == ["there", "lost"]
+
+
+@pytest.mark.parametrize("more", [("--tile", "16x16x16"), ("--seed", 3), ("--start", "centres"), ("--refine", 1)])
+def test_what_was_made_in_another_way_is_done_again(verimorph, model, table, tmp_path, more):
+    words = ("predict", model, "--pairs", table, "-o", tmp_path / "out", "--train")
+    assert verimorph(*words).code == 0
+    assert "were there already" not in verimorph(*words, *more).out
+    assert "were there already" in verimorph(*words, *more).out
+    provenance = json.loads((tmp_path / "out" / "back" / "provenance.json").read_text())
+    assert provenance["seed"] == (3 if "--seed" in more else 0)
 
 
 def test_a_result_of_other_files_is_set_aside_when_its_pair_fails(verimorph, model, pair, tmp_path):
@@ -342,7 +363,13 @@ def test_options_that_cannot_act_are_refused(verimorph, model, segmenter, pair, 
     verimorph(*one, "--keep-true").assert_user_error("--keep-true is of label maps")
     verimorph(*one, "--data", tmp_path).assert_user_error("--data is", "give --pairs")
     verimorph(*many, "--fixed-labels", fixed).assert_user_error("--fixed-labels is of one pair")
-    for more in (("--refine", 3), ("--start", "affine"), ("--save-submission", "learn2reg"), ("--save-field",)):
+    for more in (
+        ("--refine", 3),
+        ("--seed", 1),
+        ("--start", "affine"),
+        ("--save-submission", "learn2reg"),
+        ("--save-field",),
+    ):
         verimorph(*single, *more).assert_user_error(f"{more[0]} is of registrations")
     verimorph(*single, "--tile", "16x16").assert_user_error("--tile has 2 sides")
     verimorph(*one, "--tile", "0x0x0").assert_user_error("--tile is '0x0x0'")
@@ -351,7 +378,9 @@ def test_options_that_cannot_act_are_refused(verimorph, model, segmenter, pair, 
     sitk.WriteTransform(sitk.AffineTransform(2), str(flat))
     verimorph(*one, "--start", flat).assert_user_error("is 2-D, the model is 3-D")
     assert not out.exists()
-    assert verimorph(*many, "--train", "--save-all", "--no-report").code == 0
+    assert verimorph(*many, "--train").code == 0
+    assert "were there already" not in verimorph(*many, "--train", "--save-all", "--no-report").out
+    assert {"moved.nii.gz", "inverse.h5", "jacobian.nii.gz"} <= {file.name for file in (out / "back").iterdir()}
     assert not (out / "back" / "report.html").exists()
     assert "were there already" in verimorph(*many, "--train", "--save-all", "--no-report").out
 
@@ -402,7 +431,7 @@ def test_segmentation_restores_ids_and_puts_true_labels_back(verimorph, segmente
     verimorph("predict", segmenter, "--image", fixed, "-o", out, "--keep-true").assert_user_error("--dataset")
 
 
-def test_refusals_are_one_line(verimorph, model, pair, tmp_path):
+def test_refusals_are_one_line(verimorph, model, pair, tmp_path, monkeypatch):
     fixed, moving = pair
     out = tmp_path / "out"
     words = ("-f", fixed, "-m", moving, "-o", out)
@@ -412,6 +441,9 @@ def test_refusals_are_one_line(verimorph, model, pair, tmp_path):
     verimorph("predict", model, *words, "--refine", 0).assert_user_error("--refine is 0")
     verimorph("predict", model, *words, "--val").assert_user_error("--pairs or --dataset")
     verimorph("predict", model, "--dataset", "ixii", "--root", tmp_path, "-o", out).assert_user_error("'ixi'")
+    monkeypatch.delenv("VERIMORPH_DATA", raising=False)
+    verimorph("predict", model, "--dataset", "ixi", "-o", out).assert_user_error("VERIMORPH_DATA is not set", "--root")
+    monkeypatch.setenv("VERIMORPH_DATA", str(tmp_path))
     verimorph("predict", model, "--dataset", "ixi", "-o", out).assert_user_error("say with --root")
     verimorph("predict", model, *words, "--start", "affin").assert_user_error("did you mean 'affine'")
     verimorph("predict", model, *words, "--device", "cuda:77").assert_user_error("verimorph doctor")

@@ -85,7 +85,13 @@ def test_a_learn2reg_file_is_trained_on(verimorph, folder, tmp_path, paired):
     assert outcome.code == 0, outcome.err
     assert f"learn2reg: {file}" in outcome.out
     assert ("kind: listed" in outcome.out) == paired
-    verimorph(*words, "--root", tmp_path).assert_user_error("start where it lies")
+    elsewhere = tmp_path / "lists" / "T_dataset.json"
+    elsewhere.parent.mkdir()
+    file.rename(elsewhere)
+    outcome = verimorph(*words[:3], elsewhere, *words[4:], "--root", tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert f"root: {tmp_path}" in outcome.out
+    verimorph(*words[:3], elsewhere, *words[4:]).assert_user_error("files are missing")
 
 
 def test_the_recipe_says_what_the_command_line_did(verimorph, folder, tmp_path, monkeypatch):
@@ -150,7 +156,7 @@ def test_figures_come_from_predictions_alone(verimorph, tmp_path):
     card = Card(method="modet", training_data=TrainingData(name="scans"), steps=7, weights_sha256="a" * 64)
     (model / "card.json").write_text(card.to_json(), encoding="utf-8")
     (model / "model.safetensors").write_bytes(b"")
-    rows = "case,status,dice,dice_before\na,ok,0.8,0.5\nb,{},0.6,0.4\n"
+    rows = "case,status,model,dice,dice_before\na,ok,aaaaaaaaaaaa,0.8,0.5\nb,{},aaaaaaaaaaaa,0.6,0.4\n"
     (predictions / "pairs.csv").write_text(rows.format("failed"), encoding="utf-8")
     words = ("methods", "--record", predictions, "--model", model, "--data", "scans", "--results", table)
     verimorph(*words).assert_user_error("b was not predicted")

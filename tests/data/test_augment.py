@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -82,13 +84,32 @@ def test_random_turns_keep_the_shape():
 
 
 def test_random_turns_keep_the_size_of_the_voxels():
-    sample, spacing = blob((16, 16, 16)), (1.0, 1.0, 3.0)
-    seen = {tuple(random_turn(sample, np.random.default_rng(s), spacing=spacing).points[0].tolist()) for s in range(60)}
+    sample = replace(blob((16, 16, 16)), spacing=np.array([1.0, 1.0, 3.0]))
+    seen = {tuple(random_turn(sample, np.random.default_rng(s)).points[0].tolist()) for s in range(60)}
     assert len(seen) == 8  # the turns of a square prism
     assert {point[2] for point in seen} == {11, 4}, "the axis of thick slices stays"
     settings = Augmentation(turn=1)
-    turned = [augment(sample, settings, np.random.default_rng(s), spacing=spacing) for s in range(20)]
+    turned = [augment(sample, settings, np.random.default_rng(s)) for s in range(20)]
     assert {float(one.points[0, 2]) for one in turned} == {11, 4}
+
+
+def test_images_of_two_voxel_sizes_turn_alike_and_each_rotates_in_its_own_millimetres():
+    """Slices are thick along the last axis of one image, along the first of the other."""
+    fixed, moving = (
+        replace(blob((16, 16, 16)), spacing=np.array(spacing)) for spacing in ([1.0, 1.0, 3.0], [3.0, 1.0, 1.0])
+    )
+    turned = [augment_pair(fixed, moving, Augmentation(turn=1), np.random.default_rng(s)) for s in range(60)]
+    assert all(torch.equal(one.image, two.image) for one, two in turned)
+    assert len({tuple(one.points[0].tolist()) for one, _ in turned}) == 4, "half turns alone suit both"
+    alone = [augment_pair(fixed, moving, Augmentation(turn=1, shared=()), np.random.default_rng(s)) for s in range(120)]
+    assert [len({tuple(pair[role].points[0].tolist()) for pair in alone}) for role in (0, 1)] == [8, 8]
+    settings = Augmentation(affine=1, rotation_degrees=30, scale=0, shift=0)
+    lengths = []
+    for sample in augment_pair(fixed, moving, settings, np.random.default_rng(2)):
+        middle = torch.full((3,), 7.5)
+        lengths.append(float(((sample.points[0] - middle) * torch.from_numpy(sample.spacing)).norm()))
+    before = [float(((one.points[0] - 7.5) * torch.from_numpy(one.spacing)).norm()) for one in (fixed, moving)]
+    assert np.allclose(lengths, before, atol=1e-4)
 
 
 def test_what_comes_in_from_outside_is_the_background():

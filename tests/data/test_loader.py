@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from verimorph.data.config import DataConfig, build_data, expand
+from verimorph.data.config import DataConfig, build_data
 from verimorph.data.loader import _guarded
+from verimorph.data.preparation import Preparation
 from verimorph.errors import InputError, OptionError, ResourceError
+from verimorph.io.paths import expand
 
 
 def take(data, count, **more):
@@ -249,6 +251,10 @@ def test_synthetic_streams(folder_config):
 def test_unknown_settings_are_refused_with_the_nearest(folder_config, tmp_path):
     for change, told in (
         ({"pair": {}}, "did you mean 'pairs'"),
+        ({"pairs": {"list": "train"}}, "pairs: list is of kind 'listed', and kind is 'inter'; leave it out"),
+        ({"pairs": {"kind": "single", "itself": True}}, "pairs: itself is of kind 'inter'"),
+        ({"pairs": {"kind": "intra", "within_cohort": False}}, "pairs: within_cohort is of kind 'inter'"),
+        ({"keep_labels": False, "labelled": "train"}, "leave one of them out"),
         ({"pairs": {"kid": 1}}, "pairs: no setting 'kid'; did you mean 'kind'"),
         ({"augment": {"flips": 1}}, "did you mean 'flip'"),
         ({"augment": {"gamma": "x"}}, "augment.gamma is 'x'; give something like 0.2"),
@@ -322,7 +328,10 @@ def test_variables_in_paths(monkeypatch):
     monkeypatch.setenv("VERIMORPH_DATA", "/somewhere")
     assert str(expand("${VERIMORPH_DATA}/x")) == "/somewhere/x"
     monkeypatch.delenv("VERIMORPH_DATA")
-    assert str(expand("${VERIMORPH_DATA}/x")) == "../shared/data/x"
+    with pytest.raises(OptionError, match="VERIMORPH_DATA is not set; set it, or write the path out"):
+        build_data({"dataset": "ixi"})
+    with pytest.raises(OptionError, match="VERIMORPH_DATA is not set"):
+        Preparation(shape=(8, 8), centre="atlas", atlas="${VERIMORPH_DATA}/atlas.nii.gz").fingerprint()
     with pytest.raises(OptionError, match="NOT_THERE is not set"):
         expand("${NOT_THERE}/x")
 

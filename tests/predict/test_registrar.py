@@ -311,6 +311,23 @@ def test_starts(tiny, preparation, oblique_pair):
         find_start("centers", fixed, moving)
 
 
+def test_a_seed_is_that_of_the_start_and_of_the_result(tiny, preparation, oblique_pair, monkeypatch):
+    from verimorph import pipeline
+    from verimorph.predict.pair import predict_pair
+
+    fixed, moving = oblique_pair()
+    made, seeds = pipeline.make_recipe, []
+
+    def make_recipe(**settings):
+        seeds.append(settings.get("seed"))
+        return made(**settings)
+
+    monkeypatch.setattr(pipeline, "make_recipe", make_recipe)
+    result = predict_pair(Registrar(tiny(), preparation(), start="rigid", seed=7), fixed=fixed, moving=moving)
+    assert seeds == [7]
+    assert result.provenance["seed"] == 7
+
+
 def test_what_a_model_cannot_take_is_refused_in_one_line(tiny, preparation, oblique_pair):
     fixed, moving = oblique_pair()
     flat, _ = oblique_pair(2)
@@ -319,7 +336,7 @@ def test_what_a_model_cannot_take_is_refused_in_one_line(tiny, preparation, obli
         registrar(fixed=flat, moving=moving)
     with pytest.raises(InputError, match="there is nothing to align"):
         registrar(fixed=fixed, moving=moving.with_array(np.ones(moving.grid.shape, np.float32)))
-    with pytest.raises(InputError, match="the model takes 1 image of each side as channels, 2 are given"):
+    with pytest.raises(InputError, match="fixed image: the model takes 1 image as channels, 2 are given"):
         registrar(fixed=[fixed, fixed], moving=moving)
     thin = Image.from_array(np.random.default_rng(0).random((20, 20, 2)).astype(np.float32), np.eye(4))
     with pytest.raises(InputError, match="stride 4\\) needs 4 or more along every axis"):

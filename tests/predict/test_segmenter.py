@@ -11,6 +11,7 @@ from scipy import ndimage
 from verimorph.errors import InputError
 from verimorph.evaluate import dice_per_label
 from verimorph.image import Image
+from verimorph.io.lock import locked
 from verimorph.predict.jobs import ImageJob, images_of_folder
 from verimorph.predict.many import segment_many
 from verimorph.predict.segmenter import Segmenter, smallest_type, with_largest_components, with_true_labels
@@ -70,6 +71,17 @@ def test_smallest_types():
     ]  # fmt: skip
 
 
+def test_labels_that_a_model_cannot_draw_are_not_its_mistakes(oblique_pair, preparation, tmp_path):
+    image, _ = oblique_pair()
+    bright = image.array > 30
+    one, two = image.with_array(bright.astype(np.uint8)), image.with_array(np.where(bright, 1, 9).astype(np.uint8))
+    segmenter = Segmenter(Threshold(), preparation(), values=(0, 1, 2))
+    jobs = [ImageJob(name, lambda truth=truth: ([image], truth)) for name, truth in (("one", one), ("two", two))]
+    first, second = segment_many(segmenter, jobs, tmp_path).rows
+    assert "dice_9" not in second
+    assert second["dice"] == first["dice"]
+
+
 def test_many_images_are_scored_kept_and_resumed(oblique_pair, preparation, tmp_path):
     image, other = oblique_pair()
     truth = image.with_array((image.array > 30).astype(np.uint8))
@@ -91,3 +103,18 @@ def test_many_images_are_scored_kept_and_resumed(oblique_pair, preparation, tmp_
     assert [job.name for job in images_of_folder(tmp_path)] == ["one", "two"]
     with pytest.raises(InputError, match="no such folder"):
         images_of_folder(tmp_path / "nowhere")
+
+
+def test_what_a_model_cannot_take_is_one_line(oblique_pair, preparation):
+    image, _ = oblique_pair()
+    segmenter = Segmenter(Threshold(), preparation())
+    with pytest.raises(InputError, match=r"^image: the model takes 1 image as channels, 2 are given; give the option"):
+        segmenter([image, image])
+    with pytest.raises(InputError, match=f"^image {oblique_pair(2)[0].name}: is 2-D, the model was trained on 3-D"):
+        segmenter(oblique_pair(2)[0])
+
+
+def test_two_processes_do_not_label_into_one_folder(oblique_pair, preparation, tmp_path):
+    job = ImageJob("one", lambda: ([oblique_pair()[0]], None))
+    with locked(tmp_path, doing="predicting"), pytest.raises(InputError, match="another process is predicting there"):
+        segment_many(Segmenter(Threshold(), preparation()), [job], tmp_path)

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.train.phantom import TinyNet, TinySegmenter
@@ -704,6 +706,57 @@ def test_a_limit_of_time_ends_the_run_with_its_schedule_at_the_end(tmp_path, fab
             fabric=fabric,
             options=quick(minutes=1),
         )
+
+
+_TWO = """
+import sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.train.phantom import Phantoms, TinyNet
+from verimorph.objective import build_objective
+from verimorph.train.loop import train
+from verimorph.train.options import Options, make_fabric
+from verimorph.train.phases import Optimiser, Part, Phase
+
+torch.manual_seed(5)
+train(
+    TinyNet(), phases=[Phase(4, build_objective("mse"), parts=(Part(optimiser=Optimiser(lr=1e-2)),))],
+    train_batches=Phantoms().train_batches, folder=Path(sys.argv[1]),
+    fabric=make_fabric(accelerator="cpu", devices=2),
+    options=Options(log_every=1, checkpoint_every=2, minutes=10, tensorboard=False),
+)
+"""
+
+
+def test_processes_that_share_a_limit_of_time_stay_together(tmp_path):
+    """Each asks the others as often as they ask it: else they wait for one another without end."""
+    script = tmp_path / "run.py"
+    script.write_text(_TWO.format(root=str(ROOT)), encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Its own group: a process that waits for the other ends with it.
+    run = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "out")], env=environment, start_new_session=True
+    )
+    try:
+        assert run.wait(timeout=240) == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+    assert [row["step"] for row in rows(tmp_path / "out" / "log.csv")] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.uint64, np.int16, np.float32, np.float64, bool])
+def test_arrays_come_back_from_a_checkpoint_as_they_were(tmp_path, dtype):
+    array = (np.array([0.0, 0.5, 1.7, 200.25]) if np.dtype(dtype).kind == "f" else np.array([0, 1, 2, 250])).astype(
+        dtype
+    )
+    if dtype is np.uint64:
+        array[-1] = 2**64 - 1
+    write_checkpoint(tmp_path, 1, {"array": array})
+    found = read_checkpoint(tmp_path)["array"]
+    assert found.dtype == array.dtype
+    np.testing.assert_array_equal(found, array)
 
 
 def test_training_starts_from_a_trained_model(tmp_path, phantoms):

@@ -11,7 +11,14 @@ from verimorph.errors import InputError
 from verimorph.field import warp
 from verimorph.methods import method
 from verimorph.objective import build_objective
-from verimorph.train.passes import checked_batch, objective_tensors, one_hot, registration_tensors, warp_labels
+from verimorph.train.passes import (
+    checked_batch,
+    exchanged,
+    objective_tensors,
+    one_hot,
+    registration_tensors,
+    warp_labels,
+)
 
 
 class Asymmetric(nn.Module):
@@ -141,6 +148,21 @@ def test_masks_go_with_their_image_and_pull_on_nothing(phantoms):
     inside = warp(batch["moving_mask"], tensors["field"].detach()) > 0.5
     value = ((tensors["moved"] - batch["fixed"]).square() * inside).flatten(1).sum(1) / inside.flatten(1).sum(1)
     torch.testing.assert_close(objective(tensors).total, value.mean())
+
+
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+def test_a_mask_of_one_image_counts_in_both_directions(phantoms, side):
+    batch = phantoms.pair(4)
+    half, whole = torch.zeros(2, 1, 16, 16, dtype=torch.bool), torch.ones(2, 1, 16, 16, dtype=torch.bool)
+    half[..., :8] = True
+    masks = {"fixed_mask": whole, "moving_mask": whole, f"{side}_mask": half}
+    model, objective = Asymmetric(), build_objective("mse")
+    both = objective(registration_tensors(model, {**batch, f"{side}_mask": half}, objective, symmetric=True)).total
+    one, two = (
+        objective(registration_tensors(model, pair, objective)).total
+        for pair in ({**batch, **masks}, exchanged({**batch, **masks}))
+    )
+    torch.testing.assert_close(both, (one + two) / 2)
 
 
 def test_known_is_what_both_images_have(phantoms):

@@ -62,6 +62,7 @@ def test_a_variant_brings_its_terms_and_scheme():
         ({"method": "voxelmorph"}, ["optimiser.settings={betas: [0.9]}"], r"optimiser 'adam' cannot take .*0\.9"),
         ({"method": "voxelmorph"}, ["seed=-1"], "seed: input should be greater than or equal to 0, got -1"),
         ({"method": "voxelmorph"}, ["seed=1e20"], r"seed: .*got 1e\+20"),
+        ({"method": "voxelmorph"}, ["symmetric=true", "objective=known_field"], "'known_field' is known in one; leave"),
         ({"method": "voxelmorph"}, ["objective=mse:weight=0"], "nothing is left to lower, the weight of mse is 0"),
         ({"method": "voxelmorph", "start": "foo"}, [], "start: input should be 'none', 'centres', 'rigid' or 'affine'"),
         ({"method": "voxelmorph", "licence": {1, 2}}, [], "not JSON serializable; write numbers, texts"),

@@ -57,8 +57,9 @@ def methods(
             raise OptionError("--record needs --model FOLDER and --data NAME, so that a figure can be traced")
         from verimorph.methods.checkpoint import read_card
 
-        scores, pairs = scores_of(record)
-        keep(row_of(read_card(model, needs_weights=False), scores, data=data, title=title, pairs=pairs), table)
+        card = read_card(model, needs_weights=False)
+        scores, pairs = scores_of(record, card)
+        keep(row_of(card, scores, data=data, title=title, pairs=pairs), table)
         return
     rows = read_results(table)
     chosen = [method(name)] if name is not None else [method(known) for known in METHODS]

@@ -93,7 +93,13 @@ def predict(
     ] = None,
     root: Annotated[Path | None, option("--root", value="FOLDER", text="Where the data set lies.", panel=_MANY)] = None,
     split: Annotated[
-        str | None, option("--split", value="NAME", text="Which part: train, val or test.", panel=_MANY)
+        str | None,
+        option(
+            "--split",
+            value="NAME",
+            text="Which part: train, val or test. Default: val of pairs of a data set, else all.",
+            panel=_MANY,
+        ),
     ] = None,
     train: Annotated[bool, flag("--train", text="Short for --split train.", panel=_MANY)] = False,
     val: Annotated[bool, flag("--val", text="Short for --split val.", panel=_MANY)] = False,
@@ -263,6 +269,7 @@ def predict(
             "--save-grid": save_grid,
             "--save-all": save_all,
             "--no-report": no_report,
+            "--seed": seed,
         }
         refuse(others, f"of registrations; {model} is a segmentation model")
         _segment(model, output, image, folder, dataset, root, chosen, largest, keep_true, device, pieces)
@@ -288,7 +295,7 @@ def predict(
             device=device,
             seed=seed,
         )
-    registrar = _registrar(model, device, start, pieces)
+    registrar = _registrar(model, device, start, pieces, seed)
     held = None
     if uncertainty:
         held = read_calibration(calibration, ndim=registrar.preparation.ndim)
@@ -327,12 +334,12 @@ def predict(
         raise typer.Exit(VERDICT_FAIL)
 
 
-def _registrar(model: Path, device: str, start: str | None, tile: tuple[int, ...] | None) -> Any:
+def _registrar(model: Path, device: str, start: str | None, tile: tuple[int, ...] | None, seed: int) -> Any:
     from verimorph.predict.registrar import Registrar
     from verimorph.registration import check_device
 
     check_device(device)
-    settings: dict[str, Any] = {} if tile is None else {"tile": tile}
+    settings: dict[str, Any] = {"tile": tile, "seed": seed}
     if start is not None:
         settings["start"] = _start(start)
     registrar = Registrar.load(model, device=device, **settings)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from verimorph.errors import OptionError, VerimorphError, VerimorphWarning, nearest
+from verimorph.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -180,14 +181,6 @@ class _Signals:
             signal.signal(number, handler)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether the machine ran out of memory; torch says so with a plain ``RuntimeError`` on the CPU."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
-
-
 _LESS_MEMORY = {
     "register": (
         "use coarser levels (--levels 8x4x2), --quality fast, fewer threads, or close other programs; "
@@ -206,7 +199,7 @@ def _report(error: BaseException, name: str = "") -> int:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the command line itself was wrong
         say("error", _usage_message(error))
         return USER_ERROR
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         say("error", f"not enough memory; {_LESS_MEMORY.get(name, 'use smaller images, or close other programs')}")
         return USER_ERROR
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -128,7 +128,7 @@ def print_plan(plan: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from verimorph.doctor import memory
+    from verimorph.memory import memory
 
     console = Console(highlight=False)
     console.print(f"fixed   {plan.fixed}", f"moving  {plan.moving}", sep="\n", soft_wrap=True)

@@ -192,7 +192,7 @@ def _data(source: dict[str, Any]) -> dict[str, Any]:
         raise OptionError("--root is where a data set or the names in a list start; --folder says where it is itself")
     data: dict[str, Any] = {}
     if source["pairs"] is not None:
-        data = _listed(_absolute(source["pairs"]), source["root"])
+        data = _listed(_absolute(source["pairs"]))
     elif source["folder"] is not None:
         images = source["images"] or "{id}.nii.gz"
         data = {"folder": {"images": images}, "root": _absolute(source["folder"]), "train": "all"}
@@ -213,12 +213,10 @@ def _data(source: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _listed(path: str, root: Path | None) -> dict[str, Any]:
+def _listed(path: str) -> dict[str, Any]:
     """Settings for a CSV of pairs, or for a Learn2Reg dataset JSON, which may list images alone."""
     if not path.lower().endswith(".json"):
         return {"csv": path, "pairs": {"kind": "listed"}}
-    if root is not None:
-        raise OptionError(f"--root: the names in {path} start where it lies; leave it out, or give a CSV of pairs")
     from verimorph.data.cases import read_learn2reg
 
     listed = {"pairs": {"kind": "listed"}} if "train" in read_learn2reg(path).pairs else {}
@@ -227,7 +225,7 @@ def _listed(path: str, root: Path | None) -> dict[str, Any]:
 
 def _absolute(path: Path) -> str:
     """A path that holds wherever the run is gone on with."""
-    from verimorph.data.config import expand
+    from verimorph.io.paths import expand
 
     return str(expand(str(path)).absolute())
 

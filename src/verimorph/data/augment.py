@@ -25,7 +25,8 @@ SPATIAL = ("flip", "turn", "affine", "elastic")
 class Sample:
     """One image on the model grid with what belongs to it; labels are classes 0 to k, points model indices.
 
-    ``background`` is what lies outside the image, one value a channel; None: 0.
+    ``background`` is what lies outside the image, one value a channel; None: 0. ``spacing`` is the size of a voxel
+    along each axis, mm; None: equal.
     Its tensors may share memory with a cache: nothing here writes into them.
     """
 
@@ -35,6 +36,7 @@ class Sample:
     points: Float[Tensor, "n d"] | None = None
     known: Bool[Tensor, " k"] | None = None
     background: Float[Tensor, " c"] | None = None
+    spacing: Float[ndarray, " d"] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,7 +56,8 @@ class Augmentation:
     flip_axes
         Axes that may be mirrored, from 0, or from -1 backwards; default all.
     turn
-        Probability of a random turn by right angles, among those that keep the shape and the size of the voxels.
+        Probability of a random turn by right angles, among those that keep the shape and the size of the voxels
+        (where both images turn alike, of both).
     affine
         Probability of a linear map about the middle: rotation of at most ``rotation_degrees`` about each axis, factors
         of size within ``1 +- scale`` an axis, shears within ``shear``, shift within ``shift`` of each side.
@@ -122,7 +125,6 @@ def augment_pair(
     random: np.random.Generator,
     *,
     swaps: Sequence[tuple[int, int]] = (),
-    spacing: Sequence[float] | ndarray | None = None,
 ) -> tuple[Sample, Sample]:
     """Change both images of a pair; see :class:`Augmentation`.
 
@@ -130,18 +132,17 @@ def augment_pair(
     ----------
     swaps
         Classes (numbers from 1) that change places when left and right do.
-    spacing
-        Voxel size along each axis, so that a rotation is one; default equal.
     """
     seeds = {name: (int(s := random.integers(2**31)), s if name in settings.shared else int(random.integers(2**31)))
              for name in SPATIAL}  # fmt: skip
+    partners = ((moving,), (fixed,)) if "turn" in settings.shared else ((), ())
     own = [int(random.integers(2**31)), int(random.integers(2**31))]
     changed = [
         augment(
             sample,
             settings,
             swaps=swaps,
-            spacing=spacing,
+            partners=partners[role],
             random={name: np.random.default_rng(pair[role]) for name, pair in seeds.items()}
             | {"intensity": np.random.default_rng(own[role])},
         )
@@ -156,9 +157,19 @@ def augment(
     random: dict[str, np.random.Generator] | np.random.Generator,
     *,
     swaps: Sequence[tuple[int, int]] = (),
-    spacing: Sequence[float] | ndarray | None = None,
+    partners: Sequence[Sample] = (),
 ) -> Sample:
-    """Change one image; ``random`` is one source of random numbers, or one for each kind of change."""
+    """Change one image.
+
+    Parameters
+    ----------
+    random
+        One source of random numbers, or one for each kind of change.
+    swaps
+        As for `augment_pair`.
+    partners
+        Images that turn alike.
+    """
     source = random if isinstance(random, dict) else dict.fromkeys((*SPATIAL, "intensity"), random)
     d = len(sample.shape)
     if settings.flip > 0:
@@ -166,10 +177,10 @@ def augment(
         drawn = [source["flip"].random() < settings.flip for _ in range(d)]
         sample = flip(sample, [axis for axis in allowed if drawn[axis]], swaps=swaps)
     if settings.turn > 0 and source["turn"].random() < settings.turn:
-        sample = random_turn(sample, source["turn"], spacing=spacing)
+        sample = random_turn(sample, source["turn"], partners=partners)
     matrix, displacement = None, None
     if settings.affine > 0 and source["affine"].random() < settings.affine:
-        matrix = random_matrix(sample.shape, settings, source["affine"], spacing)
+        matrix = random_matrix(sample.shape, settings, source["affine"], sample.spacing)
     if settings.elastic > 0 and source["elastic"].random() < settings.elastic:
         displacement = random_elastic(sample.shape, settings, source["elastic"])
     if matrix is not None or displacement is not None:
@@ -232,24 +243,28 @@ def _swap_known(known: Tensor, swaps: Sequence[tuple[int, int]]) -> Tensor:
     return out
 
 
-def random_turn(
-    sample: Sample, random: np.random.Generator, *, spacing: Sequence[float] | ndarray | None = None
-) -> Sample:
+def random_turn(sample: Sample, random: np.random.Generator, *, partners: Sequence[Sample] = ()) -> Sample:
     """Turn by right angles: as many quarter turns in each plane as drawn; planes of unequal sides take half turns.
 
     Sides are unequal in voxels or in mm: a quarter turn between voxels of two sizes would stretch what is shown.
+    ``partners`` are images that turn alike: their sides count, too.
     """
-    d, sides = len(sample.shape), list(sample.shape)
-    steps = np.ones(d) if spacing is None else np.asarray(spacing, dtype=np.float64)
+    d, turned = len(sample.shape), (sample, *partners)
     planes = [(a, b) for a in range(d) for b in range(a + 1, d)]
     quarters = []
     for k in random.permutation(len(planes)):
         a, b = planes[k]
         count = int(random.integers(4))
-        alike = sides[a] == sides[b] and np.isclose(steps[a], steps[b], rtol=1e-3)
+        alike = all(_square(one, a, b) for one in turned)
         count -= 0 if alike else count % 2
         quarters.append((planes[k], count))
     return turn(sample, quarters)
+
+
+def _square(sample: Sample, a: int, b: int) -> bool:
+    """Whether two axes are of one length, in voxels and in mm."""
+    steps = np.ones(len(sample.shape)) if sample.spacing is None else sample.spacing
+    return sample.shape[a] == sample.shape[b] and bool(np.isclose(steps[a], steps[b], rtol=1e-3))
 
 
 def turn(sample: Sample, quarters: Sequence[tuple[tuple[int, int], int]]) -> Sample:
@@ -285,6 +300,7 @@ def turn(sample: Sample, quarters: Sequence[tuple[tuple[int, int], int]]) -> Sam
         labels=None if sample.labels is None else turned(sample.labels, 0),
         mask=None if sample.mask is None else turned(sample.mask, 0),
         points=points,
+        spacing=None if sample.spacing is None else sample.spacing[order],
     )
 
 

@@ -6,8 +6,6 @@ Nothing is loaded here but lists and headers.
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,24 +17,9 @@ from verimorph.data.source import Source, as_source
 from verimorph.errors import InputError, OptionError, nearest
 from verimorph.image import Image
 from verimorph.io import validate
+from verimorph.io.pairs import learn2reg_place, read_learn2reg_lists, read_rows, stem
+from verimorph.io.pairs import read_table as read_table  # uncertainty.suite looks for it here
 from verimorph.io.points import Points, as_points
-
-_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".npz", ".npy", ".pkl", ".png", ".tif")
-
-#: Columns of a CSV of pairs; ``case``/``pair``/``name``/``id`` and the columns of ``bench/cases`` are passed over.
-PAIR_COLUMNS = (
-    *("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask"),
-    *(
-        "landmarks",
-        "fixed_landmarks",
-        "moving_landmarks",
-        "cohort",
-        "fixed_subject",
-        "moving_subject",
-        "split",
-        "units",
-    ),
-)
 
 Pair = tuple[str, str]
 
@@ -230,19 +213,11 @@ def require_files(files: Iterable[Path], name: str, obtain: str = "") -> None:
         raise InputError(f"data set {name}: {count}: {', '.join(map(str, missing))}{how}")
 
 
-def stem(path: str | Path) -> str:
-    """Name of a file without the suffix of an image."""
-    name = Path(path).name
-    return next((name[: -len(suffix)] for suffix in _SUFFIXES if name.lower().endswith(suffix)), Path(path).stem)
-
-
 def read_pairs(path: str | Path, *, data: str | Path | None = None, name: str | None = None) -> Dataset:
     """Read a CSV of pairs.
 
-    Columns: ``fixed`` and ``moving`` are needed; ``fixed_labels``, ``moving_labels``, ``fixed_mask``, ``moving_mask``,
-    ``landmarks`` (one table with columns ``fixed_x_...`` and ``moving_x_...``) or ``fixed_landmarks`` and
-    ``moving_landmarks``, ``cohort``, ``fixed_subject``, ``moving_subject``, ``split`` (``train``, ``validation``, ...;
-    default ``train``) and ``units`` are used where there; others, such as those of ``bench/cases``, are passed over.
+    Its columns are those of `verimorph.io.pairs.read_rows`; ``fixed`` and ``moving`` are needed, ``split`` is ``train``
+    where it is not given.
 
     Every pair of a split is in the list of pairs of that name, and its images in the split.
 
@@ -259,68 +234,42 @@ def read_pairs(path: str | Path, *, data: str | Path | None = None, name: str | 
         If the file cannot be read, lacks a column, or names no pair.
     """
     file = Path(path)
-    rows, columns = read_table(file)
+    rows, columns = read_rows(file, data=data)
     for needed in ("fixed", "moving"):
         if needed not in columns:
             close = nearest(needed, columns) if columns else ""
             raise InputError(f"{file}: has no column '{needed}'{close}; a list of pairs needs fixed and moving")
-    root = Path(data) if data is not None else file.parent
-
-    def place(text: str | None) -> Path | None:
-        if not (text := (text or "").strip()):
-            return None
-        return root / text if (root / text).exists() or not (file.parent / text).exists() else file.parent / text
-
     cases: dict[Case, Case] = {}
     taken: dict[str, int] = {}
     pairs: dict[str, list[Pair]] = {}
-    for line, row in enumerate(rows, start=2):
+    for row in rows:
         ids = []
         for role in ("fixed", "moving"):
-            image = place(row.get(role))
+            image = getattr(row, role)
             if image is None:
-                raise InputError(f"{file}: line {line} has no {role} image; fill it in")
-            both = place(row.get("landmarks"))
-            own = place(row.get(f"{role}_landmarks"))
+                raise InputError(f"{file}: line {row.line} has no {role} image; fill it in")
             made = Case(
                 id="",
                 images=(as_source(image) or Source(image),),
-                labels=as_source(place(row.get(f"{role}_labels"))),
-                mask=as_source(place(row.get(f"{role}_mask"))),
-                landmarks=str(own) if own else f"{both}::{role}" if both else None,
-                subject=(row.get(f"{role}_subject") or "").strip(),
-                cohort=(row.get("cohort") or "").strip(),
+                labels=as_source(getattr(row, f"{role}_labels")),
+                mask=as_source(getattr(row, f"{role}_mask")),
+                landmarks=getattr(row, f"{role}_landmarks"),
+                subject=getattr(row, f"{role}_subject"),
+                cohort=row.cohort,
             )
             if made not in cases:
                 base = stem(image)
                 taken[base] = taken.get(base, 0) + 1
                 cases[made] = replace(made, id=base if taken[base] == 1 else f"{base}-{taken[base]}")
             ids.append(cases[made].id)
-        pairs.setdefault((row.get("split") or "train").strip() or "train", []).append((ids[0], ids[1]))
-    if not pairs:
-        raise InputError(f"{file}: names no pair; add a line below the header")
-    units = {(row.get("units") or "mm").strip() or "mm" for row in rows}
+        pairs.setdefault(row.split or "train", []).append((ids[0], ids[1]))
     return Dataset(
         name=name or file.stem,
         cases=tuple(cases.values()),
         splits={split: tuple(dict.fromkeys(id for pair in listed for id in pair)) for split, listed in pairs.items()},
         pairs={split: tuple(listed) for split, listed in pairs.items()},
-        units="voxel" if units == {"voxel"} else "mm",
+        units="voxel" if {row.unit for row in rows} == {"voxel"} else "mm",
     )
-
-
-def read_table(file: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """Rows and column names of a CSV file."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened)
-            columns = [column.strip() for column in reader.fieldnames or ()]
-            rows = [dict(zip(columns, row.values(), strict=False)) for row in reader]
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file; check the path") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file}: not a readable CSV ({error})") from None
-    return rows, columns
 
 
 def read_folder(
@@ -427,7 +376,7 @@ def _found(folder: Path, pattern: str) -> dict[str, Path]:
     return found
 
 
-def read_learn2reg(path: str | Path, *, name: str | None = None) -> Dataset:
+def read_learn2reg(path: str | Path, *, data: str | Path | None = None, name: str | None = None) -> Dataset:
     """Read a Learn2Reg dataset file (``<TASK>_dataset.json``).
 
     Images are those of ``training``, ``test`` and of every list of pairs; labels, masks and key points lie in folders
@@ -436,29 +385,19 @@ def read_learn2reg(path: str | Path, *, name: str | None = None) -> Dataset:
     ``validation``, ``test``; every list of pairs keeps its name, and ``validation`` and ``test`` name the fitting one
     too.
 
+    Parameters
+    ----------
+    data
+        Folder that relative names start from; default: that of the file.
+
     Raises
     ------
     InputError
         If the file is missing or no such file.
     """
     file = Path(path)
-    if not file.is_file():
-        raise InputError(f"{file}: no such file; give the <TASK>_dataset.json of a Learn2Reg task")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not a readable JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: not a Learn2Reg dataset file, which is a JSON object")
-    root = file.parent
-    lists = {key: value for key, value in content.items() if _is_pair_list(value)}
-    for key, listed in lists.items():
-        for number, pair in enumerate(listed, start=1):
-            for role in ("fixed", "moving"):
-                if not isinstance(pair[role], str) or not pair[role]:
-                    raise InputError(
-                        f"{file}: {key}: {role} of pair {number} is {pair[role]!r}; give the path of an image, as text"
-                    )
+    content, lists = read_learn2reg_lists(file)
+    root = Path(data) if data is not None else file.parent
     cases: dict[str, Case] = {}
 
     def add(image: str) -> str:
@@ -474,7 +413,7 @@ def read_learn2reg(path: str | Path, *, name: str | None = None) -> Dataset:
 
     trained = [add(image) for image in images("training")]
     tested = [add(image) for image in images("test")]
-    pairs = {key: tuple((add(pair["fixed"]), add(pair["moving"])) for pair in listed) for key, listed in lists.items()}
+    pairs = {key: tuple((add(fixed), add(moving)) for fixed, moving in listed) for key, listed in lists.items()}
     if not cases:
         raise InputError(
             f"{file}: names no image; a Learn2Reg dataset file has lists such as training, registration_val"
@@ -506,28 +445,20 @@ def read_learn2reg(path: str | Path, *, name: str | None = None) -> Dataset:
     )
 
 
-def _is_pair_list(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(
-        isinstance(pair, dict) and {"fixed", "moving"} <= set(pair) for pair in value
-    )  # fmt: skip
-
-
 def _learn2reg_case(root: Path, image: str) -> Case:
-    file = root / image.removeprefix("./")
+    file = root / image
 
-    def beside(folder: str, names: Sequence[str]) -> Path | None:
-        place = file.parent.with_name(file.parent.name.replace("images", folder))
-        return next((place / name for name in names if (place / name).is_file()), None)
+    def beside(kind: str, suffix: str | None = None) -> Path | None:
+        place = learn2reg_place(file, kind, suffix)
+        return place if place.is_file() else None
 
-    points = next(
-        (found for kind in ("keypoints", "landmarks") if (found := beside(kind, [f"{stem(file)}.csv"]))), None
-    )
+    points = beside("keypoints", ".csv") or beside("landmarks", ".csv")
     parts = stem(file).split("_")
     return Case(
         id=stem(file),
         images=(Source(file),),
-        labels=as_source(beside("labels", [file.name])),
-        mask=as_source(beside("masks", [file.name])),
+        labels=as_source(beside("labels")),
+        mask=as_source(beside("masks")),
         landmarks=str(points) if points else None,
         landmarks_in_voxels=points is not None,
         # TASK_0001_0000: subject, modality

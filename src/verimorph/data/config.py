@@ -6,10 +6,8 @@ no setting goes further than there.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,9 +25,7 @@ from verimorph.data.synthetic import SyntheticSettings
 from verimorph.errors import InputError, OptionError, nearest
 from verimorph.io import validate
 from verimorph.io.lock import TemporaryFolder
-
-#: Where ``${VERIMORPH_DATA}`` leads when it is not set.
-DEFAULT_DATA = "../shared/data"
+from verimorph.io.paths import expand
 
 
 class Strict(BaseModel):
@@ -74,13 +70,21 @@ class PairsConfig(Strict):
     within_cohort: bool = True
     itself: bool = False
 
+    @model_validator(mode="after")
+    def _acts(self) -> PairsConfig:
+        for name, kind in (("list", "listed"), ("within_cohort", "inter"), ("itself", "inter")):
+            if self.kind != kind and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of kind '{kind}', and kind is '{self.kind}'; leave it out")
+        return self
+
 
 class DataConfig(Strict):
     """What is learned from.
 
     Exactly one source: ``dataset`` (a named set; ``root`` its folder, ``options`` its options), ``csv`` (a list of
-    pairs; ``root`` where relative names start), ``folder`` (patterns under ``root``), ``learn2reg`` (a dataset file),
-    or ``synthetic`` of kind ``shapes`` alone. ``synthetic`` of another kind comes besides a source.
+    pairs; ``root`` where relative names start), ``folder`` (patterns under ``root``), ``learn2reg`` (a dataset file;
+    ``root`` as for ``csv``), or ``synthetic`` of kind ``shapes`` alone. ``synthetic`` of another kind comes besides a
+    source.
 
     Parameters
     ----------
@@ -143,6 +147,8 @@ class DataConfig(Strict):
             raise ValueError(
                 f"synthetic shapes need no images; leave out {sources[0]}, or choose kind labels or images"
             )
+        if self.labelled is not None and not self.keep_labels:
+            raise ValueError("labelled says whose labels count, keep_labels: false that none do; leave one of them out")
         return self
 
     @classmethod
@@ -168,23 +174,6 @@ def explain(error: ValidationError) -> str:
         text = entry["msg"].removeprefix("Value error, ")
         told.append(f"{place}: {text}" if place else text)
     return "; ".join(told)
-
-
-def expand(path: str) -> Path:
-    """Put variables into a path: ``${NAME}``, ``~``; ``VERIMORPH_DATA`` is ``../shared/data`` where it is not set.
-
-    Raises
-    ------
-    OptionError
-        For a variable that is not set.
-    """
-    if "VERIMORPH_DATA" not in os.environ:
-        path = path.replace("${VERIMORPH_DATA}", DEFAULT_DATA)
-    done = os.path.expanduser(os.path.expandvars(path))
-    if "${" in done:
-        name = done.partition("${")[2].partition("}")[0]
-        raise OptionError(f"{path}: the environment variable {name} is not set; set it or write the path out")
-    return Path(done)
 
 
 @dataclass(eq=False)
@@ -372,7 +361,7 @@ def read_dataset(settings: DataConfig) -> Dataset:
     if settings.csv is not None:
         made = read_pairs(expand(settings.csv), data=root)
     elif settings.learn2reg is not None:
-        made = read_learn2reg(expand(settings.learn2reg))
+        made = read_learn2reg(expand(settings.learn2reg), data=root)
     else:
         folder = settings.folder
         if folder is None or root is None:

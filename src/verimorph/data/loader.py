@@ -58,15 +58,14 @@ class PairItems(Dataset):
         fixed_id, moving_id = self.pairs(n)
         random = augmentation_random(self.seed, n)
         window = self._window(random)
-        spacing = np.linalg.norm(self.store[fixed_id].matrix[:-1, :-1], axis=0)
         fixed = self.store[fixed_id].sample(window)
         if self.single:
             if self.augmentation.is_active:
-                fixed = augment(fixed, self.augmentation, random, swaps=self.swaps, spacing=spacing)
+                fixed = augment(fixed, self.augmentation, random, swaps=self.swaps)
             return {"image": fixed, "names": fixed_id}
         moving = self.store[moving_id].sample(window)
         if self.augmentation.is_active:
-            fixed, moving = augment_pair(fixed, moving, self.augmentation, random, swaps=self.swaps, spacing=spacing)
+            fixed, moving = augment_pair(fixed, moving, self.augmentation, random, swaps=self.swaps)
         return {"fixed": fixed, "moving": moving, "names": f"{fixed_id}<-{moving_id}"}
 
     def _window(self, random: np.random.Generator) -> tuple[slice, ...] | None:

@@ -27,6 +27,7 @@ from verimorph.field.smooth import per_axis
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.io import read_image, replacing, validate
+from verimorph.io.paths import expand
 from verimorph.io.points import Points
 from verimorph.prepare import default_background, quantile_range, rescale
 from verimorph.solve.linear import centre_of_mass
@@ -174,7 +175,7 @@ class Preparation:
         """Return a hash of the settings; the atlas counts by its content."""
         told = json.dumps(self.to_dict(), sort_keys=True)
         if self.atlas is not None:
-            told += hashlib.sha256(_expanded(self.atlas).read_bytes()).hexdigest()
+            told += hashlib.sha256(_atlas_file(self.atlas).read_bytes()).hexdigest()
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def index_to_world(
@@ -216,7 +217,7 @@ class Preparation:
         if start is not None and fixed is not None:
             return np.asarray(start, dtype=np.float64) @ fixed
         if self.centre == "atlas":
-            atlas = read_image(_expanded(str(self.atlas)))
+            atlas = read_image(_atlas_file(str(self.atlas)))
             on_atlas = self._matrix(_canonical(atlas.grid), atlas.grid.centre)
             return _affine_from_atlas(atlas, image, cache) @ on_atlas
         if self.centre == "world":
@@ -454,10 +455,8 @@ def canonical_order(voxels: Shaped[ndarray, "*space"], grid: Grid) -> tuple[Shap
     return view, Grid(view.shape, affine)
 
 
-def _expanded(path: str) -> Path:
-    """Return a path with its variables put in; ``VERIMORPH_DATA`` is ``../shared/data`` where it is not set."""
-    os_free = path.replace("${VERIMORPH_DATA}", os.environ.get("VERIMORPH_DATA", "../shared/data"))
-    file = Path(os.path.expandvars(os_free)).expanduser()
+def _atlas_file(path: str) -> Path:
+    file = expand(path)
     if not file.is_file():
         raise InputError(f"{file}: no such atlas; the model grid lies on it, so it is needed; check the path")
     return file

@@ -28,6 +28,7 @@ from verimorph.errors import InputError, ResourceError
 from verimorph.image import Image
 from verimorph.io import validate
 from verimorph.io.safe import require_free_space, writing_folder
+from verimorph.memory import memory
 
 _FORMAT = 4
 _PARTS = ("image", "labels", "mask", "points", "known", "matrix", "background")
@@ -70,6 +71,7 @@ class Prepared:
             points=None if self.points is None else torch.from_numpy(self.points - corner),
             known=torch.from_numpy(self.known),
             background=torch.from_numpy(self.background),
+            spacing=np.linalg.norm(self.matrix[:-1, :-1], axis=0),
         )
 
 
@@ -249,13 +251,8 @@ def classes_of(labels: Int[Tensor, "*space"], class_values: Sequence[int]) -> In
 
 
 def _require_memory(needed: int) -> None:
-    try:
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not Linux: nobody to ask
-        return
-    # What the system holds as file cache is not counted free, though it can be had.
-    if needed > max(available, total // 2):
+    available = memory()["available"]
+    if available is not None and needed > available:
         raise ResourceError(
             f"the prepared images need {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free; "
             "give cache a folder with memory: false, or a coarser preparation"

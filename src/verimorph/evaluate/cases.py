@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from verimorph.errors import InputError, OptionError, nearest
+from verimorph.io.pairs import Row, learn2reg_place, read_learn2reg_lists, read_rows, stem
 
-CASE_COLUMNS = ("case", "pair", "name", "id")
 LEARN2REG_SPLITS = ("eval_pairs", "registration_val", "registration_test", "evaluation", "training_paired_images")
 TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".tfm", ".mat", ".txt", ".lta", ".x5", ".npz", ".npy", ".nii.gz", ".nii", ".nrrd")
 
@@ -81,10 +79,8 @@ class Result:
 def read_task(path: str | Path, *, data: str | Path | None = None, split: str | Sequence[str] | None = None) -> Task:
     """Read the pairs to score from a CSV, or from a Learn2Reg dataset or evaluation JSON.
 
-    CSV columns (a header line is needed; others are passed over): ``fixed``, ``moving``, ``fixed_labels``,
-    ``moving_labels``, ``fixed_landmarks``, ``moving_landmarks`` or ``landmarks`` (one table with columns
-    ``fixed_x_...`` and ``moving_x_...``), ``fixed_mask``, ``units`` (``mm`` or ``voxel``) and a name in ``case``,
-    ``pair``, ``name`` or ``id``; without it a pair is called after its two images.
+    The columns of a CSV are those of `verimorph.io.pairs.read_rows`; without a name a pair is called after its two
+    images.
 
     Learn2Reg JSON: pairs of ``eval_pairs``, ``registration_val``, ``registration_test`` ... (the first there, or
     ``split``); labels, masks and landmarks lie in the folders that the image folder's name leads to
@@ -95,9 +91,10 @@ def read_task(path: str | Path, *, data: str | Path | None = None, split: str | 
     path
         The file.
     data
-        Folder that relative paths start from; default: that of the file.
+        Folder that relative names start from; default: that of the file.
     split
-        Which list of a Learn2Reg JSON; of several names the first that is there.
+        Which list of a Learn2Reg JSON, of several names the first that is there; or lines of a CSV, those with one of
+        these names in their column ``split``.
 
     Raises
     ------
@@ -107,11 +104,8 @@ def read_task(path: str | Path, *, data: str | Path | None = None, split: str | 
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{file}: no such file; give a CSV of pairs or a Learn2Reg dataset JSON")
-    root = Path(data) if data is not None else file.parent
     lists = () if split is None else (split,) if isinstance(split, str) else tuple(split)
-    task = _from_json(file, root, lists) if file.suffix.lower() == ".json" else _from_csv(file, root)
-    if not task.cases:
-        raise InputError(f"{file}: names no pair")
+    task = _from_json(file, data, lists) if file.suffix.lower() == ".json" else _from_csv(file, data, lists)
     names = [case.name for case in task.cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -186,66 +180,43 @@ def _result(entry: Path, case: Case) -> Result | None:
     return Result(transform=entry)
 
 
-def _from_csv(file: Path, root: Path) -> Task:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened)
-            # A space after a comma is no part of a column's name.
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file}: not a readable CSV ({error})") from None
-    columns = set(rows[0]) - {None} if rows else set()
-    if rows and not columns & {"fixed", "fixed_labels", "fixed_landmarks", "landmarks"}:
+def _from_csv(file: Path, data: str | Path | None, splits: Sequence[str]) -> Task:
+    rows, columns = read_rows(file, data=data)
+    if not {"fixed", "fixed_labels", "fixed_landmarks", "landmarks"} & set(columns):
         raise InputError(
             f"{file}: its columns are {', '.join(sorted(columns))}; it needs fixed and moving, "
             "or fixed_labels and moving_labels, or landmarks"
         )
-    title = next((name for name in CASE_COLUMNS if name in columns), None)
-    cases = []
-    for line, row in enumerate(rows, start=2):
-
-        def path(column: str, row: dict = row) -> Path | None:
-            text = (row.get(column) or "").strip()
-            return root / text if text else None
-
-        first = path("fixed") or path("fixed_labels")
-        second = path("moving") or path("moving_labels")
-        name = (row.get(title) or "").strip() if title else ""
-        if not name:
-            if first is None or second is None:
-                raise InputError(f"{file}: line {line} has neither a name nor two images")
-            name = f"{_stem(first)}-{_stem(second)}"
-        landmarks = path("landmarks")
-        unit = (row.get("units") or "mm").strip() or "mm"
-        if unit not in ("mm", "voxel"):
-            raise OptionError(f"{file}: line {line} has units '{unit}'{nearest(unit, ['mm', 'voxel'])}")
-        own = path("fixed_landmarks"), path("moving_landmarks")
-        cases.append(
-            Case(
-                name=name,
-                fixed=path("fixed"),
-                moving=path("moving"),
-                fixed_labels=path("fixed_labels"),
-                moving_labels=path("moving_labels"),
-                fixed_landmarks=str(own[0]) if own[0] else f"{landmarks}::fixed" if landmarks else None,
-                moving_landmarks=str(own[1]) if own[1] else f"{landmarks}::moving" if landmarks else None,
-                fixed_mask=path("fixed_mask"),
-                identifiers=((_stem(first), _stem(second)),) if first and second else (),
-                unit=unit,
-            )
-        )
-    return Task(file.stem, tuple(cases))
+    if splits:
+        if "split" not in columns:
+            raise OptionError(f"{file}: has no column 'split', and pairs of the split '{splits[0]}' are asked for")
+        rows = [row for row in rows if row.split in splits]
+        if not rows:
+            raise InputError(f"{file}: no pair is of the split '{splits[0]}'")
+    return Task(file.stem, tuple(_case(file, row) for row in rows))
 
 
-def _from_json(file: Path, root: Path, names: Sequence[str]) -> Task:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not a readable JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: not a Learn2Reg dataset file, which is a JSON object with lists of pairs")
-    lists = {key: value for key, value in content.items() if _is_pair_list(value)}
+def _case(file: Path, row: Row) -> Case:
+    images = [row.fixed or row.fixed_labels, row.moving or row.moving_labels]
+    stems = tuple(stem(image) for image in images if image is not None)
+    if not row.name and len(stems) < 2:
+        raise InputError(f"{file}: line {row.line} has neither a name nor two images")
+    return Case(
+        name=row.name or "-".join(stems),
+        fixed=row.fixed,
+        moving=row.moving,
+        fixed_labels=row.fixed_labels,
+        moving_labels=row.moving_labels,
+        fixed_landmarks=row.fixed_landmarks,
+        moving_landmarks=row.moving_landmarks,
+        fixed_mask=row.fixed_mask,
+        identifiers=((stems[0], stems[1]),) if len(stems) == 2 else (),
+        unit=row.unit,
+    )
+
+
+def _from_json(file: Path, data: str | Path | None, names: Sequence[str]) -> Task:
+    content, lists = read_learn2reg_lists(file)
     chosen = next((name for name in names or LEARN2REG_SPLITS if name in lists), None)
     if names and chosen is None:
         raise OptionError(f"{file}: has no list of pairs '{names[-1]}'{nearest(names[-1], lists)}")
@@ -254,50 +225,30 @@ def _from_json(file: Path, root: Path, names: Sequence[str]) -> Task:
         raise InputError(f"{file}: has no list of pairs such as {', '.join(LEARN2REG_SPLITS[:3])}")
     methods = content.get("evaluation_methods", [])
     labels = next((tuple(m["labels"]) for m in methods if m.get("labels")), None)
+    root = Path(data) if data is not None else file.parent
     destinations = [m["dest"] for m in methods if m.get("dest")] or ["landmarks", "keypoints"]
-    cases = [_learn2reg_case(root, pair, destinations) for pair in lists[chosen]]
+    cases = [_learn2reg_case(root / fixed, root / moving, destinations) for fixed, moving in lists[chosen]]
     name = str(content.get("task_name") or content.get("name") or file.stem)
     return Task(name, tuple(cases), labels, landmarks_in_voxels=True)
 
 
-def _learn2reg_case(root: Path, pair: dict[str, str], destinations: list[str]) -> Case:
-    def beside(image: Path, folder: str, suffix: str | None = None) -> Path:
-        name = image.name if suffix is None else _stem(image) + suffix
-        return image.parent.with_name(image.parent.name.replace("images", folder)) / name
-
-    fixed, moving = root / pair["fixed"], root / pair["moving"]
-    stems = _stem(fixed), _stem(moving)
+def _learn2reg_case(fixed: Path, moving: Path, destinations: list[str]) -> Case:
+    stems = stem(fixed), stem(moving)
     # TASK_0001_0000: subject, modality; a field is named by both, or by the subject alone
-    parts = [stem.split("_") for stem in stems]
+    parts = [one.split("_") for one in stems]
     full = tuple("_".join(p[-2:]) for p in parts)
     subjects = tuple(p[-2] if len(p) > 1 else p[-1] for p in parts)
-    landmarks = next((d for d in destinations if beside(fixed, d, ".csv").is_file()), None)
-    labels = beside(fixed, "labels"), beside(moving, "labels")
-    mask = beside(fixed, "masks")
+    landmarks = next((d for d in destinations if learn2reg_place(fixed, d, ".csv").is_file()), None)
+    labels = learn2reg_place(fixed, "labels"), learn2reg_place(moving, "labels")
+    mask = learn2reg_place(fixed, "masks")
     return Case(
         name=f"{full[0]}-{full[1]}",
         fixed=fixed,
         moving=moving,
         fixed_labels=labels[0] if labels[0].is_file() else None,
         moving_labels=labels[1] if labels[1].is_file() else None,
-        fixed_landmarks=str(beside(fixed, landmarks, ".csv")) if landmarks else None,
-        moving_landmarks=str(beside(moving, landmarks, ".csv")) if landmarks else None,
+        fixed_landmarks=str(learn2reg_place(fixed, landmarks, ".csv")) if landmarks else None,
+        moving_landmarks=str(learn2reg_place(moving, landmarks, ".csv")) if landmarks else None,
         fixed_mask=mask if mask.is_file() else None,
         identifiers=(full, subjects, stems),  # type: ignore[arg-type]
     )
-
-
-def _is_pair_list(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(pair, dict) and {"fixed", "moving"} <= set(pair) for pair in value)
-    )
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    for suffix in (".nii.gz", ".mrk.json"):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return path.stem

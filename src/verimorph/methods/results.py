@@ -96,17 +96,18 @@ def row_of(card: Card, scores: Mapping[str, float], *, data: str, title: str = "
     )
 
 
-def scores_of(folder: str | os.PathLike) -> tuple[dict[str, float], int]:
-    """Mean scores, and how many pairs, of what ``verimorph predict`` wrote for many pairs (its ``pairs.csv``).
+def scores_of(folder: str | os.PathLike, card: Card) -> tuple[dict[str, float], int]:
+    """Mean scores, and how many pairs, of what ``verimorph predict`` wrote for many pairs by a model (``pairs.csv``).
 
     Scores of single labels are left out: brains have 132 of them.
 
     Raises
     ------
     InputError
-        If there is no such table, or a pair in it failed: a mean without it would flatter.
+        If there is no such table, a pair in it failed (a mean without it would flatter), or is by another model.
     """
     from verimorph.predict.many import means
+    from verimorph.predict.pair import short_hash
 
     table = Path(folder) / "pairs.csv"
     if not table.is_file():
@@ -116,6 +117,13 @@ def scores_of(folder: str | os.PathLike) -> tuple[dict[str, float], int]:
     failed = [row.get("case", "?") for row in rows if row.get("status", "ok") != "ok"]
     if failed or not rows:
         raise InputError(f"{table}: {', '.join(failed[:3]) or 'no pair'} was not predicted; predict all pairs first")
+    ours = short_hash(card.weights_sha256)
+    others = [row.get("case", "?") for row in rows if row.get("model") != ours]
+    if others:
+        raise InputError(
+            f"{table}: {', '.join(others[:3])} is not known to be by the model of these weights ({ours}); "
+            "predict all pairs by it: those that are there are passed over"
+        )
     kept = [{key: value for key, value in row.items() if value and not _OF_ONE_LABEL.fullmatch(key)} for row in rows]
     return means(kept), len(rows)
 

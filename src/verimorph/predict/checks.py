@@ -71,20 +71,20 @@ def check_images(
     if len(images) != images_needed:
         given = "one" if len(images) == 1 else str(len(images))
         raise InputError(
-            f"the model takes {images_needed} image{'s' * (images_needed > 1)} of each side as channels, {given} "
-            f"{'is' if len(images) == 1 else 'are'} given for the {role} side; give the option once for each image"
+            f"{role}: the model takes {images_needed} image{'s' * (images_needed > 1)} as channels, {given} "
+            f"{'is' if len(images) == 1 else 'are'} given; give the option once for each image"
         )
     first = images[0]
     for image in images:
         if image.grid.ndim != preparation.ndim:
             raise InputError(
-                f"{role} image {image.name}: is {image.grid.ndim}-D, the model was trained on {preparation.ndim}-D "
+                f"{role} {image.name}: is {image.grid.ndim}-D, the model was trained on {preparation.ndim}-D "
                 "images; give such an image, or another model"
             )
-        validate.check_finite(image, f"{role} image")
-        validate.check_not_constant(image, f"{role} image")
+        validate.check_finite(image, role)
+        validate.check_not_constant(image, role)
         if image is not first:
-            validate.check_same_grid(first, image, f"{role} image")
+            validate.check_same_grid(first, image, role)
     spacing = first.grid.spacing
     wanted = spacing if preparation.spacing_mm is None else np.broadcast_to(preparation.spacing_mm, preparation.ndim)
     if preparation.spacing_mm is None:
@@ -95,7 +95,7 @@ def check_images(
     least = min(stride, min(preparation.shape) // 4)
     if voxels.min() < least:
         raise InputError(
-            f"{role} image {first.name}: is {' x '.join(f'{n:.3g}' for n in voxels)} voxels of the model's size, the "
+            f"{role} {first.name}: is {' x '.join(f'{n:.3g}' for n in voxels)} voxels of the model's size, the "
             f"model (stride {stride}) needs {least} or more along every axis; give a larger image, or a model of fewer "
             "levels"
         )
@@ -104,7 +104,7 @@ def check_images(
     if ratio > FAR_SPACING:
         warnings.warn(
             VerimorphWarning(
-                f"{role} image {first.name}: its voxels are {' x '.join(f'{s:.3g}' for s in spacing)} mm, the model "
+                f"{role} {first.name}: its voxels are {' x '.join(f'{s:.3g}' for s in spacing)} mm, the model "
                 f"was trained at {' x '.join(f'{float(s):.3g}' for s in wanted)} mm; look closely at the result"
             ),
             stacklevel=3,

@@ -64,24 +64,10 @@ def jobs_of_table(path: str | Path, *, data: str | Path | None = None, split: st
 
     file = Path(path)
     whole = SPLITS.get(split or "", split)
-    if file.suffix.lower() == ".json":
-        named = {"validation": "registration_val", "test": "registration_test", "train": "training_paired_images"}
-        known = [name for name in (split, whole, named.get(str(whole))) if name is not None]
-        task = read_task(file, data=data, split=tuple(dict.fromkeys(known)))
-        cases = list(task.cases)
-    else:
-        task = read_task(file, data=data)
-        cases = list(task.cases)
-        if split is not None:
-            from verimorph.data.cases import read_table
-
-            rows, columns = read_table(file)
-            if "split" not in columns:
-                raise OptionError(f"{file}: has no column 'split', and pairs of the split '{split}' are asked for")
-            cases = [c for c, row in zip(cases, rows, strict=True) if (row["split"] or "").strip() in (split, whole)]
-            if not cases:
-                raise InputError(f"{file}: no pair is of the split '{split}'")
-    return [_of_task(case, task.landmarks_in_voxels) for case in cases]
+    named = {"validation": "registration_val", "test": "registration_test", "train": "training_paired_images"}
+    known = [name for name in (split, whole, named.get(str(whole))) if name is not None]
+    task = read_task(file, data=data, split=tuple(dict.fromkeys(known)))
+    return [_of_task(case, task.landmarks_in_voxels) for case in task.cases]
 
 
 def _of_task(case: Any, in_voxels: bool) -> PairJob:
@@ -113,7 +99,7 @@ def _of_task(case: Any, in_voxels: bool) -> PairJob:
 def dataset_of(name: str, root: str | Path | None) -> Dataset:
     """A named data set in a folder; by default the one of its name below ``VERIMORPH_DATA``."""
     from verimorph.data.adapters import adapter
-    from verimorph.data.config import expand
+    from verimorph.io.paths import expand
 
     found = adapter(name)
     folder = Path(root) if root is not None else expand("${VERIMORPH_DATA}") / name
@@ -180,8 +166,8 @@ def images_of_folder(folder: str | Path) -> list[ImageJob]:
 
 def job_of_images(files: Sequence[Path]) -> ImageJob:
     """One image whose channels are in these files, called after the first."""
-    from verimorph.data.cases import stem
     from verimorph.io import read_image
+    from verimorph.io.pairs import stem
 
     inputs = {str(number): file for number, file in enumerate(files)}
     return ImageJob(stem(files[0]), lambda: ([read_image(file) for file in files], None), inputs=inputs)

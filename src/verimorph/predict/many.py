@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,13 +19,15 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from verimorph import pipeline
-from verimorph.errors import InputError, VerimorphError
+from verimorph.errors import InputError, VerimorphError, VerimorphWarning
 from verimorph.evaluate.score import flat_measures, write_json
 from verimorph.io import write_image, write_transform
 from verimorph.io.images import content_hash
+from verimorph.io.lock import locked
 from verimorph.io.safe import keep_inputs, replacing, replacing_folder
+from verimorph.memory import is_out_of_memory
 from verimorph.predict.jobs import ImageJob, PairJob
-from verimorph.predict.pair import identity_of, predict_pair, start_of
+from verimorph.predict.pair import described, identity_of, predict_pair, short_hash
 from verimorph.predict.registrar import Prediction, Registrar
 from verimorph.predict.segmenter import Segmenter, with_true_labels
 from verimorph.predict.submission import field_names, write_field
@@ -91,9 +94,10 @@ def predict_many(
 ) -> Done:
     """Predict pairs, each into a folder of its name, and keep ``pairs.csv`` up to date after each.
 
-    A pair that is there already, of the same files, by the same model and refinement and with the files now wanted, is
-    not done again. Lines of other pairs stay as long as their folders do; of a pair that now fails, an earlier result
-    of other files is set aside (``NAME.outdated``).
+    A pair that is there already, of the same files, by the same model in the same way (start, refinement, tiles, seed)
+    and with the files now wanted, is not done again. Lines of other pairs made alike stay as long as their folders do:
+    a table is of one model. Of a pair that now fails, an earlier result of other files is set aside
+    (``NAME.outdated``).
 
     Parameters
     ----------
@@ -104,7 +108,12 @@ def predict_many(
     ------
     InputError
         Before anything is predicted: if a result would take the place of an input or of what another program left, or
-        names cannot be those of folders or of a submission.
+        names cannot be those of folders or of a submission, or another process writes there.
+
+    Warns
+    -----
+    VerimorphWarning
+        If results of another model, or made in another way, are there: their lines are left out.
     """
     root = Path(folder)
     _check_names(jobs, reserved=(TABLE, SUBMISSION))
@@ -114,28 +123,69 @@ def predict_many(
         names = field_names([job.files for job in jobs], form=wanted.submission, suffix=wanted.suffix)
         keep_inputs((root / SUBMISSION / name for name in names), _read_by(jobs))
     done = Done()
-    earlier = read_rows(root / TABLE)
-    others = _of_others(earlier, jobs, lambda name: (root / name / "transform.h5").is_file())
-    for number, job in enumerate(jobs):
-        if tell is not None:
-            tell(job.name, number, len(jobs))
-        row = earlier.get(job.name)
-        if row is not None and not _finished(root, job, row, registrar, refinement, wanted):
-            row = None
-        if row is None:
-            try:
-                row = _predict(registrar, job, root, wanted, refinement)
-            except VerimorphError as error:
-                done.failures.append((job.name, str(error)))
-                row = {"case": job.name, "status": "failed", "message": str(error)}
-                _set_aside(root, job, registrar)
-        else:
-            done.skipped += 1
-        done.rows.append(row)
-        # Lines of an earlier run stay until it is their turn: this run may be stopped as well.
-        waiting = [earlier[later.name] for later in jobs[number + 1 :] if later.name in earlier]
-        write_table([*done.rows, *waiting, *others], root / TABLE)
+    with locked(root, doing="predicting"):
+        earlier = _made_alike(root, jobs, registrar, refinement)
+        others = _of_others(earlier, jobs, lambda name: (root / name / "transform.h5").is_file())
+        for number, job in enumerate(jobs):
+            if tell is not None:
+                tell(job.name, number, len(jobs))
+            row = earlier.get(job.name)
+            if row is not None and not _finished(root, job, row, wanted):
+                row = None
+            if row is None:
+                try:
+                    row = _predict(registrar, job, root, wanted, refinement)
+                except (VerimorphError, MemoryError, RuntimeError) as error:
+                    message = _told(error)
+                    done.failures.append((job.name, message))
+                    row = {"case": job.name, "status": "failed", "message": message}
+                    _set_aside(root, job, registrar)
+            else:
+                done.skipped += 1
+            done.rows.append(row)
+            # Lines of an earlier run stay until it is their turn: this run may be stopped as well.
+            waiting = [earlier[later.name] for later in jobs[number + 1 :] if later.name in earlier]
+            write_table([*done.rows, *waiting, *others], root / TABLE)
     return done
+
+
+def _made_alike(
+    root: Path, jobs: Sequence[PairJob], registrar: Registrar, refinement: pipeline.Recipe | None
+) -> dict[str, dict[str, Any]]:
+    """Lines of an earlier run but for those of results by another model or made in another way."""
+    rows, kept = read_rows(root / TABLE), {}
+    model, asked = identity_of(registrar.card), None if refinement is None else pipeline.describe(refinement)
+    for name, row in rows.items():
+        told = _read_json(root / name / "provenance.json")
+        settings = told.get("settings", {})
+        if row.get("status") != "ok":
+            kept[name] = row
+        elif told.get("model") == model and _way(settings) == _way(described(registrar) | {"refinement": asked}):
+            kept[name] = row | _marked(model)  # tables of earlier versions do not say it
+    ours = {job.name for job in jobs}
+    strangers = [name for name in rows if name not in kept and name not in ours and (root / name).is_dir()]
+    if strangers:
+        few = ", ".join(strangers[:3]) + ", ..." * (len(strangers) > 3)
+        text = f"{root}: holds results of another model, or made in another way ({few}), which {TABLE} leaves out; "
+        warnings.warn(VerimorphWarning(text + "give each way a folder of its own"), stacklevel=3)
+    return kept
+
+
+def _way(settings: Mapping[str, Any]) -> Any:
+    """What of a result's settings must be equal for it to be the same."""
+    refined = settings.get("refinement")
+    names = ("similarity", "regularity", "levels", "iterations", "step_voxels", "seed")
+    told = [settings.get(name) for name in ("start", "tile", "seed")]
+    return json.loads(json.dumps([told, None if refined is None else [refined.get(name) for name in names]]))
+
+
+def _told(error: Exception) -> str:
+    """What the list says of a pair or image that failed; a mistake of ours is raised again."""
+    if isinstance(error, VerimorphError):
+        return str(error)
+    if is_out_of_memory(error):
+        return "not enough memory; use smaller tiles, fewer threads, or close other programs"
+    raise error
 
 
 def _of_others(
@@ -330,9 +380,9 @@ def write_vectors(values: Float[ndarray, "*space d"], affine: Float[ndarray, "h 
 
 
 def measured(name: str, result: Registration) -> dict[str, Any]:
-    """One line of the table: Dice before and after, of each label, landmark errors, folding, seconds."""
+    """One line of the table: the model, Dice before and after, of each label, landmark errors, folding, seconds."""
     metrics = result.metrics
-    row: dict[str, Any] = {"case": name, "status": "ok"}
+    row: dict[str, Any] = {"case": name, "status": "ok"} | _marked(result.model)
     labels = metrics.get("labels") or {}
     before = (labels.get("identity") or {}).get("mean", {}).get("dice")
     if before is not None:
@@ -352,6 +402,10 @@ def measured(name: str, result: Registration) -> dict[str, Any]:
     return row
 
 
+def _marked(model: Mapping[str, Any] | None) -> dict[str, str]:
+    return {} if model is None else {"model": short_hash(model["weights_sha256"])}
+
+
 _COLUMNS = ("dice", "folding_percent", "sd_log_jacobian", "ndv_percent")
 
 
@@ -359,14 +413,13 @@ def _finished(
     root: Path,
     job: PairJob,
     row: dict[str, Any],
-    registrar: Registrar,
-    refinement: pipeline.Recipe | None,
     wanted: Wanted,
 ) -> bool:
-    """Whether an earlier run, by the same model in the same way, left all that is wanted of a pair."""
+    """Whether an earlier run left all that is wanted of a pair, of the same files."""
     folder = root / job.name
     needed = ["transform.h5", "metrics.json", "provenance.json"]
     needed += ["moved.nii.gz"] * wanted.moved + ["field.nii.gz"] * wanted.field + ["grid.nii.gz"] * wanted.grid
+    needed += ["moved.nii.gz", "jacobian.nii.gz", "inverse.h5"] * wanted.everything
     needed += ["report.html"] * (wanted.everything and wanted.report)
     needed += ["error_mm.nii.gz"] * (wanted.calibration is not None)
     if row.get("status") != "ok" or not all((folder / name).is_file() for name in needed):
@@ -376,14 +429,7 @@ def _finished(
         return False
     if wanted.calibration is not None and not _assessed(folder, wanted):
         return False
-    settings = provenance.get("settings", {})
-    asked = None if refinement is None else pipeline.describe(refinement)
-    return (
-        provenance.get("model") == identity_of(registrar.card)
-        and settings.get("start") == start_of(registrar)
-        and _refinement(settings.get("refinement")) == _refinement(asked)
-        and settings.get("files_sha256") == hashes(job.inputs)
-    )
+    return bool(provenance.get("settings", {}).get("files_sha256") == hashes(job.inputs))
 
 
 def _assessed(folder: Path, wanted: Wanted) -> bool:
@@ -394,14 +440,6 @@ def _assessed(folder: Path, wanted: Wanted) -> bool:
     except VerimorphError:
         return False
     return found.get("level") == wanted.level and found.get("calibration_hash") == wanted.calibration.digest
-
-
-def _refinement(settings: dict[str, Any] | None) -> Any:
-    """What of a refinement's settings must be equal for its result to be the same."""
-    if settings is None:
-        return None
-    names = ("similarity", "regularity", "levels", "iterations", "step_voxels", "seed")
-    return json.loads(json.dumps({name: settings.get(name) for name in names}))
 
 
 def _has_field(root: Path, job: PairJob, wanted: Wanted, provenance: Mapping[str, Any]) -> bool:
@@ -435,7 +473,7 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for row in rows:
         for key, value in row.items():
-            if key in ("case", "status", "message"):
+            if key in ("case", "status", "model", "message"):  # a hash may look like a number
                 continue
             try:
                 found.setdefault(key, []).append(float(value))
@@ -484,51 +522,55 @@ def segment_many(
     root = Path(folder)
     _check_labels(root, jobs)
     done = Done()
-    settings = {"model": identity_of(segmenter.card), "largest": largest, "keep_true": keep_true}
-    settings = json.loads(json.dumps(settings))
-    told = _read_json(root / SETTINGS)
-    same = {name: told.get(name) for name in settings} == settings
-    before, rows_before = told.get("files_sha256", {}), read_rows(root / IMAGES)
-    labelled, earlier = (dict(before), rows_before) if same else ({}, {})
-    others = _of_others(earlier, jobs, lambda name: (root / f"{name}.nii.gz").is_file())
-    if not same:  # what is replaced from here on must not count for the settings before
-        _note(root / SETTINGS, settings, {})
-    for number, job in enumerate(jobs):
-        if tell is not None:
-            tell(job.name, number, len(jobs))
-        target = root / f"{job.name}.nii.gz"
-        row: dict[str, Any] = {"case": job.name, "status": "ok"}
-        there = target.is_file() and earlier.get(job.name, {}).get("status") == "ok"
-        read = hashes(job.inputs)
-        if there and labelled.get(job.name) == read:
-            done.skipped += 1
-            done.rows.append(earlier[job.name])
-            continue
-        try:
-            begun = time.perf_counter()
-            images, true = job.read()
-            labels = segmenter(images, largest=largest)
-            row["seconds"] = time.perf_counter() - begun
-            if true is not None:
-                scores = dice_per_label(np.rint(true.array).astype(np.int64), labels.array.astype(np.int64))
-                drawn = {n: d for n, d in scores.items() if job.known is None or n in job.known}
-                if drawn:
-                    row["dice"] = float(np.nanmean(list(drawn.values())))
-                    row |= {f"dice_{n}": float(d) for n, d in drawn.items()}
-                if keep_true:
-                    labels = with_true_labels(labels, true, job.known)
-            write_image(labels, target)
-            labelled[job.name] = read
-            _note(root / SETTINGS, settings, labelled)
-        except VerimorphError as error:
-            done.failures.append((job.name, str(error)))
-            row |= {"status": "failed", "message": str(error)}
-            ours = target.is_file() and rows_before.get(job.name, {}).get("status") == "ok"
-            if ours and (
-                not same or _changed(before.get(job.name), read)
-            ):  # else it would be taken for one of this run
-                _rename(target, root / f"{job.name}{OUTDATED}.nii.gz")
-        done.rows.append(row)
-        waiting = [earlier[later.name] for later in jobs[number + 1 :] if later.name in earlier]
-        write_table([*done.rows, *waiting, *others], root / IMAGES)
+    with locked(root, doing="predicting"):
+        settings = {"model": identity_of(segmenter.card), "largest": largest, "keep_true": keep_true}
+        settings["tile"] = segmenter.runner.tile
+        settings = json.loads(json.dumps(settings))
+        told = _read_json(root / SETTINGS)
+        same = {name: told.get(name) for name in settings} == settings
+        before, rows_before = told.get("files_sha256", {}), read_rows(root / IMAGES)
+        labelled, earlier = (dict(before), rows_before) if same else ({}, {})
+        others = _of_others(earlier, jobs, lambda name: (root / f"{name}.nii.gz").is_file())
+        if not same:  # what is replaced from here on must not count for the settings before
+            _note(root / SETTINGS, settings, {})
+        for number, job in enumerate(jobs):
+            if tell is not None:
+                tell(job.name, number, len(jobs))
+            target = root / f"{job.name}.nii.gz"
+            row: dict[str, Any] = {"case": job.name, "status": "ok"}
+            there = target.is_file() and earlier.get(job.name, {}).get("status") == "ok"
+            read = hashes(job.inputs)
+            if there and labelled.get(job.name) == read:
+                done.skipped += 1
+                done.rows.append(earlier[job.name])
+                continue
+            try:
+                begun = time.perf_counter()
+                images, true = job.read()
+                labels = segmenter(images, largest=largest)
+                row["seconds"] = time.perf_counter() - begun
+                if true is not None:
+                    scores = dice_per_label(np.rint(true.array).astype(np.int64), labels.array.astype(np.int64))
+                    counted = [values for values in (job.known, segmenter.values) if values is not None]
+                    drawn = {n: d for n, d in scores.items() if all(n in values for values in counted)}
+                    if drawn:
+                        row["dice"] = float(np.nanmean(list(drawn.values())))
+                        row |= {f"dice_{n}": float(d) for n, d in drawn.items()}
+                    if keep_true:
+                        labels = with_true_labels(labels, true, job.known)
+                write_image(labels, target)
+                labelled[job.name] = read
+                _note(root / SETTINGS, settings, labelled)
+            except (VerimorphError, MemoryError, RuntimeError) as error:
+                message = _told(error)
+                done.failures.append((job.name, message))
+                row |= {"status": "failed", "message": message}
+                ours = target.is_file() and rows_before.get(job.name, {}).get("status") == "ok"
+                if ours and (
+                    not same or _changed(before.get(job.name), read)
+                ):  # else it would be taken for one of this run
+                    _rename(target, root / f"{job.name}{OUTDATED}.nii.gz")
+            done.rows.append(row)
+            waiting = [earlier[later.name] for later in jobs[number + 1 :] if later.name in earlier]
+            write_table([*done.rows, *waiting, *others], root / IMAGES)
     return done

@@ -81,7 +81,7 @@ def predict_pair(
         predicted = registrar(fixed=fixed, moving=moving, inverse=refinement is None)
         if watch is not None:
             watch(predicted)
-        settings = described(registrar, predicted)
+        settings = described(registrar) | _placed(predicted)
         timings = clock.seconds | predicted.extras["seconds"]
         if refinement is None:
             result = Registration(
@@ -106,7 +106,7 @@ def predict_pair(
             found.timings.clear()
             timings["refine"] = time.perf_counter() - begun
             result = _assemble(given, refinement, found, timings)
-            result.settings = settings | {"refinement": result.settings, "seed": refinement.seed}
+            result.settings = settings | {"refinement": result.settings}
         result.model = identity_of(registrar.card)
     result.warnings = list(dict.fromkeys(str(w.message) for w in caught))
     for warning in caught:
@@ -114,24 +114,27 @@ def predict_pair(
     return result
 
 
-def described(registrar: Registrar, predicted: Prediction) -> dict[str, Any]:
-    """What decided a prediction, JSON-able."""
-    grid = predicted.extras["grid"]
+def described(registrar: Registrar) -> dict[str, Any]:
+    """What decides a prediction, whatever the pair, JSON-able."""
+    start, tile = registrar.start, registrar.runner.tile
     return {
         "transform": "deformable",
-        "model_grid": {"shape": list(grid.shape), "spacing_mm": [round(float(s), 6) for s in grid.spacing]},
-        "start": start_of(registrar),
-        "tiles": predicted.extras["tiles"],
-        "inverse": predicted.extras["inverse"],
+        "start": start if isinstance(start, str) else np.asarray(start, float).tolist(),
+        "tile": None if tile is None else list(tile),
         "device": str(registrar.runner.device),
         "threads": torch.get_num_threads(),
-        "seed": 0,
+        "seed": registrar.seed,
     }
 
 
-def start_of(registrar: Registrar) -> str | list[list[float]]:
-    """How a pair is brought together first, JSON-able."""
-    return registrar.start if isinstance(registrar.start, str) else np.asarray(registrar.start, float).tolist()
+def _placed(predicted: Prediction) -> dict[str, Any]:
+    """Where a model ran, and how its field was inverted, JSON-able."""
+    grid = predicted.extras["grid"]
+    return {
+        "model_grid": {"shape": list(grid.shape), "spacing_mm": [round(float(s), 6) for s in grid.spacing]},
+        "tiles": predicted.extras["tiles"],
+        "inverse": predicted.extras["inverse"],
+    }
 
 
 def identity_of(card: Card | None) -> dict[str, Any] | None:
@@ -147,6 +150,11 @@ def identity_of(card: Card | None) -> dict[str, Any] | None:
         "licence": card.licence,
         "verimorph": card.verimorph,
     }
+
+
+def short_hash(weights_sha256: str | None) -> str:
+    """What tables call a model by: the first digits of the hash of its weights."""
+    return (weights_sha256 or "")[:12]
 
 
 def _images(thing: Any) -> list[Any]:

@@ -121,6 +121,8 @@ class Registrar:
         Largest input, voxels along each axis. Default: whole, or as large as memory allows.
     overlap
         Part of a tile that neighbours share.
+    seed
+        Of the engine, where it finds the start, or bounds the error of the result (``Registration.assess``).
     """
 
     def __init__(
@@ -132,10 +134,11 @@ class Registrar:
         start: str | Float[ndarray, "h h"] = "none",
         tile: Sequence[int] | None = None,
         overlap: float = 0.25,
+        seed: int = 0,
     ) -> None:
         self.runner = Runner(module, ndim=preparation.ndim, device=device, tile=tile, overlap=overlap)
         self.preparation = preparation
-        self.start = start
+        self.start, self.seed = start, seed
         self.steps = squarings(module)
         self.card: Card | None = None
 
@@ -223,7 +226,7 @@ class Registrar:
         return prediction
 
     def _check(self, fixed: list[Image], moving: list[Image]) -> None:
-        for images, role in ((fixed, "fixed"), (moving, "moving")):
+        for images, role in ((fixed, "fixed image"), (moving, "moving image")):
             check_images(
                 images, role, preparation=self.preparation, stride=self.runner.stride, images_needed=self.images_needed
             )
@@ -233,7 +236,7 @@ class Registrar:
         prepare = self.preparation
         a_fixed = prepare.index_to_world(fixed)
         if start is None:
-            start = find_start(self.start, fixed, moving)
+            start = find_start(self.start, fixed, moving, seed=self.seed)
         if start is None:
             a_moving = prepare.index_to_world(moving)
         else:
@@ -272,7 +275,9 @@ def is_random(module: nn.Module) -> bool:
     return any(hasattr(part, "sampling") and hasattr(part, "generator") for part in module.modules())
 
 
-def find_start(start: str | Float[ndarray, "h h"], fixed: Image, moving: Image) -> Float[ndarray, "h h"] | None:
+def find_start(
+    start: str | Float[ndarray, "h h"], fixed: Image, moving: Image, *, seed: int = 0
+) -> Float[ndarray, "h h"] | None:
     """World matrix, fixed to moving, by the name of a start; None for ``none``: each image is placed by itself."""
     if not isinstance(start, str):
         return np.asarray(start, dtype=np.float64)
@@ -287,7 +292,7 @@ def find_start(start: str | Float[ndarray, "h h"], fixed: Image, moving: Image) 
     if start in ("rigid", "affine"):
         from verimorph import pipeline
 
-        recipe = pipeline.make_recipe(transform=start)
+        recipe = pipeline.make_recipe(transform=start, seed=seed)
         first, second = pipeline.prepare_pair(
             fixed=fixed, moving=moving, fixed_mask=None, moving_mask=None, recipe=recipe
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from verimorph.errors import VerimorphWarning
+from verimorph.memory import is_out_of_memory, memory
 from verimorph.predict.tiles import bytes_per_voxel, run_tiled
 
 _PROBED_VOXELS = 2_000_000
@@ -71,7 +72,7 @@ class Runner:
                 return self._run(volumes, condition, shape, tile, each_tile)
             except (RuntimeError, MemoryError) as error:
                 smaller = _smaller(tile, self.stride)
-                if not _memory_full(error) or smaller is None:
+                if not is_out_of_memory(error) or smaller is None:
                     raise
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
@@ -156,19 +157,10 @@ def _smaller(tile: tuple[int, ...], stride: int) -> tuple[int, ...] | None:
     return tuple(half if k == axis else n for k, n in enumerate(tile))
 
 
-def _memory_full(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "out of memory" in text or "can't allocate memory" in text
-    )
-
-
 def _available_memory(device: torch.device) -> float | None:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":
         return None
-    from verimorph.doctor import memory
-
     found = memory()["available"]
     return None if found is None else float(found)

@@ -93,7 +93,7 @@ class Segmenter:
         first = images[0]
         check_images(
             images,
-            "",
+            "image",
             preparation=self.preparation,
             stride=self.runner.stride,
             images_needed=images_needed(self.card, self.preparation),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from verimorph.errors import InputError, OptionError, ResourceError, VerimorphError, nearest
+from verimorph.memory import is_out_of_memory
 from verimorph.objective import Objective
 from verimorph.train.log import Board, Table
 from verimorph.train.options import Fabric, Options, Progress, Result, make_fabric, seed_everything
@@ -304,7 +305,7 @@ class _Run:
                     "give another objective, or freeze less"
                 )
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             size = tuple(batch["image" if "image" in batch else "fixed"].shape)
             raise ResourceError(
@@ -330,7 +331,7 @@ class _Run:
         except ResourceError as error:
             raise ResourceError(f"{error}{self._go_on()}") from error
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise ResourceError(
                 f"not enough memory to prepare a batch of images; use a smaller shape or batch{self._go_on()}"
@@ -364,9 +365,10 @@ class _Run:
             return
         means = {name: float(total) / max(self.count, 1) for name, total in self.sums.items()}
         self.sums, self.count = {}, 0
+        share = self._share(phase, inside)  # all processes agree on it, so all must ask
         if not self.fabric.is_global_zero:
             return
-        lr = phase.parts[phase.turn(inside)[0]].optimiser.at(inside, phase.steps, self._share(phase, inside))
+        lr = phase.parts[phase.turn(inside)[0]].optimiser.at(inside, phase.steps, share)
         self.log.add({"step": self.step, "phase": phase.name, "lr": lr, **means})
         self.board.scalars("train", {**means, "lr": lr, "steps_per_second": speed}, self.step)
 
@@ -589,10 +591,3 @@ def _objective_parameters(objectives: Iterable[Objective]) -> Iterator[tuple[str
             if id(weight) not in seen:
                 seen.add(id(weight))
                 yield f"objective.{name}", weight
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text

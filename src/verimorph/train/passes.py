@@ -98,9 +98,9 @@ def checked_batch(batch: Batch, objective: Objective) -> Batch:
     sides = ("",) if "image" in batch else ("fixed_", "moving_")
     lenient = False
     for title, term in zip(objective.names, objective.terms, strict=True):
-        bases = {_base(name) for name in term.needs}
+        bases = {base_of(name) for name in term.needs}
         if any(base.startswith("labels/") for base in bases):
-            if any(_base(name) == "labels/known" for name in _optional(term)):
+            if any(base_of(name) == "labels/known" for name in _optional(term)):
                 lenient = True
             else:
                 _require_labels(batch, title, sides)
@@ -139,7 +139,8 @@ def _completed(batch: Batch, sides: Sequence[str]) -> Batch:
     return whole
 
 
-def _base(name: str) -> str:
+def base_of(name: str) -> str:
+    """A tensor's name without direction, stage and level."""
     match = _NAME.match(name)
     return match["base"] if match else name
 
@@ -216,6 +217,15 @@ def exchanged(batch: Batch) -> dict[str, Any]:
     return {name(key): value for key, value in batch.items() if key != "known_field"}
 
 
+def _masked_alike(batch: Batch) -> Batch:
+    """The batch with a mask on either side if it has one on any: the whole image where there was none."""
+    masks = {side: batch.get(f"{side}_mask") for side in _SWAP}
+    there = next((mask for mask in masks.values() if mask is not None), None)
+    if there is None:
+        return batch
+    return {**batch, **{f"{side}_mask": torch.ones_like(there) for side, mask in masks.items() if mask is None}}
+
+
 def _doubled(batch: Batch, other: Batch) -> dict[str, Any]:
     """Two batches as one: tensors and lists one behind the other, where both have them."""
     joined: dict[str, Any] = {}
@@ -278,6 +288,8 @@ def registration_tensors(
     classes = classes_of(batch) if batch.get("fixed_labels") is not None else 0
     back: _Way | None = None
     if symmetric or backward:
+        if symmetric:
+            batch = _masked_alike(batch)
         other = exchanged(batch)
         joined = _doubled(batch, other)
         if getattr(model, "two_way", False):
@@ -371,6 +383,7 @@ def objective_tensors(
 
 __all__ = [
     "Batch",
+    "base_of",
     "both_ways",
     "checked_batch",
     "exchanged",

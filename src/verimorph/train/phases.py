@@ -13,6 +13,7 @@ from torch import nn
 
 from verimorph.errors import OptionError, nearest
 from verimorph.objective import Objective
+from verimorph.train.passes import base_of, wanted
 
 OPTIMISERS: Mapping[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -158,6 +159,11 @@ class Phase:
                 raise OptionError(
                     f"phase '{self.name}': nothing is left to lower, the weight of {' and of '.join(objective.names)} "
                     "is 0; give one above 0"
+                )
+            if self.symmetric and any(base_of(name) == "known_field" for name in wanted(objective)):
+                raise OptionError(
+                    f"phase '{self.name}': symmetric trains every pair in both directions, and 'known_field' is known "
+                    "in one; leave one of them out"
                 )
 
     @property

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from verimorph.data.config import Strict
 from verimorph.errors import InputError, OptionError, nearest
+from verimorph.io.paths import expand
 from verimorph.methods import METHODS, method
 from verimorph.objective import Objective, build_objective
 from verimorph.train.phases import Optimiser, Part, Phase
@@ -204,7 +205,7 @@ def _over(base: OptimiserRecipe, more: OptimiserRecipe | None) -> OptimiserRecip
 
 
 def _expand(path: str | None) -> str | None:
-    return None if path is None else os.path.expandvars(os.path.expanduser(path))
+    return None if path is None else str(expand(path))
 
 
 def _terms(name: str, variant: str | None) -> tuple[str, ...]:

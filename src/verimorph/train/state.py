@@ -38,7 +38,9 @@ def flatten(state: Any, name: str = "") -> tuple[Any, dict[str, Tensor]]:
     if isinstance(state, Tensor):
         return {_MARK: name}, {name: state}
     if isinstance(state, np.ndarray):
-        return {_MARK: name, "numpy": str(state.dtype)}, {name: torch.from_numpy(state.astype(np.int64))}
+        # The generator of NumPy has unsigned integers, which torch knows in part.
+        array = state.astype(np.int64) if state.dtype.kind == "u" else state
+        return {_MARK: name, "numpy": str(state.dtype)}, {name: torch.from_numpy(array)}
     if isinstance(state, Mapping):  # pairs, as the keys of an optimiser's state are numbers
         parts = {key: flatten(value, f"{name}/{key}") for key, value in state.items()}
         plain: Any = {"kind": "dict", "items": [[key, part] for key, (part, _) in parts.items()]}

@@ -8,9 +8,10 @@ from pathlib import Path
 from verimorph.data.adapters.adapter import Adapter, splits_of
 from verimorph.data.adapters.brain_labels import swaps_by_name
 from verimorph.data.adapters.development import manifest, recommended
-from verimorph.data.cases import Case, Dataset, read_table, require_files
+from verimorph.data.cases import Case, Dataset, require_files
 from verimorph.data.source import Source
 from verimorph.errors import OptionError, nearest
+from verimorph.io.pairs import read_table
 
 #: First and second scan of one person.
 SAME_PERSON = {"1023": "1003"}

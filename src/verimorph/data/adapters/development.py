@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from verimorph.data.cases import Pair, read_table, require_files
+from verimorph.data.cases import Pair, require_files
+from verimorph.io.pairs import read_table
 
 
 def manifest(root: Path, name: str) -> list[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from verimorph.data.adapters.adapter import Adapter, folder_with, within_subject
-from verimorph.data.cases import Case, Dataset, read_table, require_files
+from verimorph.data.cases import Case, Dataset, require_files
 from verimorph.data.source import Source
 from verimorph.errors import InputError
+from verimorph.io.pairs import read_table
 
 LABELS = {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}
 
