@@ -89,6 +89,8 @@ class Registration:
         Everything that decided the result, resolved.
     truth
         The known transform, in demonstrations with synthetic deformations.
+    unit
+        What distances are called in the metrics: ``voxel`` where the images have no known voxel size.
     model
         Of a prediction: which trained model made it, with the hashes of its card and weights.
     uncertainty
@@ -118,6 +120,7 @@ class Registration:
     moving_landmarks: Points | None = None
     truth: Transform | None = None
     warnings: list[str] = field(default_factory=list)
+    unit: str = "mm"
     model: dict[str, Any] | None = None
     uncertainty: Uncertainty | None = None
 
@@ -170,6 +173,7 @@ class Registration:
             jacobian=self.jacobian,
             surface=False,
             non_diffeomorphic=False,
+            unit=self.unit,
         )
         found["displacement_mm"] = _displacement_summary(self.transform, self.fixed.grid)
         if self.inversion is not None:

@@ -385,6 +385,24 @@ def test_options_that_cannot_act_are_refused(verimorph, model, segmenter, pair, 
     assert "were there already" in verimorph(*many, "--train", "--save-all", "--no-report").out
 
 
+def test_distances_are_in_the_units_of_the_list(verimorph, model, pair, tmp_path):
+    stored = nib.load(pair[0])
+    middle = stored.affine[:3] @ [*(n / 2 for n in stored.shape), 1]
+    lines = [",".join(f"{x:.3f}" for x in middle + shift) for shift in (0, 2)]
+    (tmp_path / "points.csv").write_text("\n".join(["x_ras_mm,y_ras_mm,z_ras_mm", *lines]) + "\n")
+    listing, out = tmp_path / "list.csv", tmp_path / "out"
+    line = f"{pair[0]},{pair[1]},points.csv,points.csv"
+    listing.write_text(
+        f"case,fixed,moving,fixed_landmarks,moving_landmarks,units\na,{line},voxel\nb,{line},mm\n", encoding="utf-8"
+    )
+    outcome = verimorph("predict", model, "--pairs", listing, "-o", out)
+    assert outcome.code == 0, outcome.err
+    voxel, mm = rows(out / "pairs.csv")
+    assert voxel["tre_mean_voxel"] == mm["tre_mean_mm"] != ""
+    assert voxel["tre_mean_mm"] == mm["tre_mean_voxel"] == ""
+    assert json.loads((out / "a" / "metrics.json").read_text())["unit"] == "voxel"
+
+
 def test_header_names_may_have_spaces(verimorph, model, pair, tmp_path):
     listing = tmp_path / "list.csv"
     listing.write_text(f"case, fixed, moving\na,{pair[0]},{pair[1]}\n")

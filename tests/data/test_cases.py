@@ -23,7 +23,6 @@ def test_pairs_with_splits_cohorts_and_landmarks(tmp_path):
     assert found.pairs == {"train": (("a", "b"),), "validation": (("b-2", "a-2"),)}
     assert found.case("a").labels.path == tmp_path / "a_lab.nii.gz"
     assert found.case("a").landmarks == f"{tmp_path / 'points.csv'}::fixed"
-    assert found.units == "voxel"
     with pytest.raises(InputError) as told:
         found.require_files()
     for name in ("a.nii.gz", "b.nii.gz", "a_lab.nii.gz", "points.csv"):

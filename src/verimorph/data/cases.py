@@ -111,6 +111,8 @@ class Dataset:
         Name -> ordered pairs (fixed, moving) of ids.
     swaps
         Label values that change places when left and right do.
+    units
+        ``voxel`` where the images have no known voxel size, else ``mm``: what predictions are scored in.
     preparation
         Settings of :class:`verimorph.data.preparation.Preparation` that suit the set; a recipe overrides them.
     obtain, licence
@@ -268,7 +270,6 @@ def read_pairs(path: str | Path, *, data: str | Path | None = None, name: str | 
         cases=tuple(cases.values()),
         splits={split: tuple(dict.fromkeys(id for pair in listed for id in pair)) for split, listed in pairs.items()},
         pairs={split: tuple(listed) for split, listed in pairs.items()},
-        units="voxel" if {row.unit for row in rows} == {"voxel"} else "mm",
     )
 
 

@@ -84,6 +84,7 @@ def _of_task(case: Any, in_voxels: bool) -> PairJob:
             "moving": read_image(case.moving),
             "fixed_labels": case.fixed_labels,
             "moving_labels": case.moving_labels,
+            "unit": case.unit,
         }
         for side in ("fixed", "moving"):
             where = getattr(case, f"{side}_landmarks")
@@ -120,7 +121,7 @@ def jobs_of_dataset(dataset: Dataset, split: str) -> list[PairJob]:
         fixed, moving = dataset.case(first), dataset.case(second)
         files = fixed.images[0].path.name, moving.images[0].path.name
         inputs = _inputs(fixed, "fixed ") | _inputs(moving, "moving ")
-        return PairJob(f"{first}-{second}", lambda: _read_pair(fixed, moving), files, inputs)
+        return PairJob(f"{first}-{second}", lambda: _read_pair(fixed, moving) | {"unit": dataset.units}, files, inputs)
 
     return [job(first, second) for first, second in pairs]
 

@@ -34,6 +34,7 @@ def predict_pair(
     moving_labels: Any = None,
     fixed_landmarks: Any = None,
     moving_landmarks: Any = None,
+    unit: str = "mm",
     refinement: pipeline.Recipe | None = None,
     progress: Callable[[Event], None] | None = None,
     watch: Callable[[Prediction], None] | None = None,
@@ -49,6 +50,8 @@ def predict_pair(
         that is moved and shown.
     fixed_labels, moving_labels, fixed_landmarks, moving_landmarks
         For scoring, never for fitting.
+    unit
+        ``voxel`` where the images have no known voxel size: of distances in the metrics.
     refinement
         Of :func:`~verimorph.predict.refine.refinement_recipe`: the solver goes on from the prediction. None: the
         prediction as it is.
@@ -107,6 +110,7 @@ def predict_pair(
             timings["refine"] = time.perf_counter() - begun
             result = _assemble(given, refinement, found, timings)
             result.settings = settings | {"refinement": result.settings}
+        result.unit = unit
         result.model = identity_of(registrar.card)
     result.warnings = list(dict.fromkeys(str(w.message) for w in caught))
     for warning in caught:
