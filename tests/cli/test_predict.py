@@ -460,6 +460,7 @@ def test_refusals_are_one_line(verimorph, model, pair, tmp_path, monkeypatch):
     verimorph("predict", model, *words, "--val").assert_user_error("--pairs or --dataset")
     verimorph("predict", model, "--dataset", "ixii", "--root", tmp_path, "-o", out).assert_user_error("'ixi'")
     monkeypatch.delenv("VERIMORPH_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)  # beside which no data lie
     verimorph("predict", model, "--dataset", "ixi", "-o", out).assert_user_error("VERIMORPH_DATA is not set", "--root")
     monkeypatch.setenv("VERIMORPH_DATA", str(tmp_path))
     verimorph("predict", model, "--dataset", "ixi", "-o", out).assert_user_error("say with --root")

@@ -324,10 +324,13 @@ def test_one_of_several_channels_may_be_empty(folder_config, folder_set):
     assert (image[1] == 0).all()
 
 
-def test_variables_in_paths(monkeypatch):
+def test_variables_in_paths(monkeypatch, tmp_path):
     monkeypatch.setenv("VERIMORPH_DATA", "/somewhere")
     assert str(expand("${VERIMORPH_DATA}/x")) == "/somewhere/x"
     monkeypatch.delenv("VERIMORPH_DATA")
+    monkeypatch.setattr("verimorph.io.paths.BESIDE", tmp_path)
+    assert expand("${VERIMORPH_DATA}/x") == tmp_path / "x"
+    monkeypatch.setattr("verimorph.io.paths.BESIDE", tmp_path / "not there")
     with pytest.raises(OptionError, match="VERIMORPH_DATA is not set; set it, or write the path out"):
         build_data({"dataset": "ixi"})
     with pytest.raises(OptionError, match="VERIMORPH_DATA is not set"):

@@ -197,9 +197,8 @@ def _words(text: str) -> list[str]:
 
 
 def _data(given: Path | None, *, must_exist: bool = True) -> Path:
-    import os
 
-    folder = given or Path(os.environ.get("VERIMORPH_DATA", "../shared/data"))
+    folder = given or expand("${VERIMORPH_DATA}")
     if must_exist and not folder.is_dir():
         raise OptionError(f"{folder}: no such folder of images; say where they are with --data or VERIMORPH_DATA")
     return folder.absolute()

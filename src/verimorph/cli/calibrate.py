@@ -79,7 +79,7 @@ def calibrate(
     """
     from dataclasses import replace
 
-    from verimorph.data.cases import read_table
+    from verimorph.io.pairs import read_table
     from verimorph.io.safe import keep_inputs, require_writable_file
     from verimorph.uncertainty.bound import PAIRS, Fits, parted, read_calibration, write_calibration
     from verimorph.uncertainty.bound import calibrate as learn

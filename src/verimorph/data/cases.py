@@ -18,7 +18,6 @@ from verimorph.errors import InputError, OptionError, nearest
 from verimorph.image import Image
 from verimorph.io import validate
 from verimorph.io.pairs import learn2reg_place, read_learn2reg_lists, read_rows, stem
-from verimorph.io.pairs import read_table as read_table  # uncertainty.suite looks for it here
 from verimorph.io.points import Points, as_points
 
 Pair = tuple[str, str]

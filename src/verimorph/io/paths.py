@@ -7,6 +7,9 @@ from pathlib import Path
 
 from verimorph.errors import OptionError
 
+BESIDE = Path("../shared/data")
+"""Where data sets lie if ``VERIMORPH_DATA`` does not say it and this folder is there, as beside a checkout."""
+
 
 def expand(path: str) -> Path:
     """Put variables into a path: ``${NAME}``, ``~``. ``${VERIMORPH_DATA}`` is the folder that holds data sets.
@@ -16,6 +19,8 @@ def expand(path: str) -> Path:
     OptionError
         For a variable that is not set.
     """
+    if "VERIMORPH_DATA" not in os.environ and BESIDE.is_dir():
+        path = path.replace("${VERIMORPH_DATA}", str(BESIDE))
     done = os.path.expanduser(os.path.expandvars(path))
     if "${" in done:
         name = done.partition("${")[2].partition("}")[0]
@@ -25,4 +30,4 @@ def expand(path: str) -> Path:
     return Path(done)
 
 
-__all__ = ["expand"]
+__all__ = ["BESIDE", "expand"]

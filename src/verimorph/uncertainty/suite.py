@@ -170,8 +170,8 @@ def collect_pairs(
     table: Path, *, folder: str | os.PathLike, tell: Callable[[str, int, int], None] | None = None
 ) -> list[Case]:
     """Measure the pairs of a CSV (kind, fixed, moving, fixed_labels, moving_labels), relative to VERIMORPH_DATA."""
-    from verimorph.data.cases import read_table
     from verimorph.io import read_image
+    from verimorph.io.pairs import read_table
     from verimorph.io.safe import require_writable
 
     folder = Path(folder)
