@@ -197,8 +197,11 @@ def _words(text: str) -> list[str]:
 
 
 def _data(given: Path | None, *, must_exist: bool = True) -> Path:
+    import os
 
-    folder = given or expand("${VERIMORPH_DATA}")
+    from verimorph.io.paths import BESIDE
+
+    folder = given or Path(os.environ.get("VERIMORPH_DATA", BESIDE))
     if must_exist and not folder.is_dir():
         raise OptionError(f"{folder}: no such folder of images; say where they are with --data or VERIMORPH_DATA")
     return folder.absolute()
