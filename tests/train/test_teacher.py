@@ -20,7 +20,7 @@ from verimorph.train.passes import registration_tensors
 from verimorph.train.phases import Optimiser, Part, Phase
 from verimorph.train.recipe import settle
 from verimorph.train.run import set_up
-from verimorph.train.teacher import Teacher
+from verimorph.train.teacher import Teacher, check_teacher
 from verimorph.uncertainty.double import DoubleWeighting
 
 OBJECTIVE = "mse+diffusion:weight=teacher/smoothness+teacher:weight=teacher/consistency"
@@ -116,13 +116,16 @@ def test_a_taught_run_goes_on_bit_for_bit_and_keeps_its_teacher(tmp_path, phanto
     assert losses(tmp_path / "halves") == losses(tmp_path / "whole")
 
 
-def test_what_cannot_teach_is_refused(tmp_path, phantoms):
+def test_what_cannot_teach_is_refused():
     with pytest.raises(OptionError, match="give ema"):
         Options(teacher=Teacher())
     with pytest.raises(OptionError, match="2 or more"):
         Teacher(1)
-    with pytest.raises(OptionError, match="draws at random"):
-        Teacher(2).tensors(TinyNet(), phantoms.pair(0), symmetric=False)
+    for model in (TinyNet(), nn.Sequential(AlwaysOnDropout(0.0))):
+        with pytest.raises(OptionError, match="draws at random"):
+            check_teacher(Teacher(), model, [build_objective(OBJECTIVE)])
+    with pytest.raises(OptionError, match="'teacher/field@2': a teacher has one level"):
+        check_teacher(Teacher(), Random(), [build_objective("mse+teacher:level=2")])
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ def test_what_cannot_teach_is_refused(tmp_path, phantoms):
         ({"teacher": {}, "ema": 0.99}, "leave the teacher out"),
     ],
 )
-def test_a_recipe_that_does_not_listen_is_refused(more, said, tmp_path):
+def test_a_recipe_that_does_not_listen_is_refused(more, said):
     data = {"preparation": {"shape": [16, 16, 16]}, "synthetic": {"kind": "shapes"}}
     recipe = settle({"method": "voxelmorph", "data": data, **more})
     with pytest.raises(OptionError, match=said):

@@ -26,6 +26,7 @@ from verimorph.train.options import Fabric, Options, Progress, Result, make_fabr
 from verimorph.train.passes import Batch, checked_batch, objective_tensors
 from verimorph.train.phases import Phase, assign, rest_frozen
 from verimorph.train.state import checkpoints, random_state, read_checkpoint, set_random_state, write_checkpoint
+from verimorph.train.teacher import heard
 from verimorph.train.validate import Validation
 from verimorph.train.weights import channels_innermost, innermost, start_weights
 
@@ -283,7 +284,7 @@ class _Run:
         """Forward and backward pass of one batch; refuses a loss that is no number before it reaches the weights."""
         try:
             tensors = objective_tensors(wrapped, batch, objective, symmetric=phase.symmetric)
-            if self.options.teacher is not None and self.average is not None:
+            if self.options.teacher is not None and self.average is not None and heard(objective):
                 tensors |= self.options.teacher.tensors(self.average.module, batch, symmetric=phase.symmetric)
             evaluation = objective(tensors, progress=self._share(phase, inside), condition=batch.get("condition"))
             total = float(evaluation.total.detach())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from verimorph.train.options import Fabric, Options, Progress, Result, make_fabr
 from verimorph.train.phases import Phase
 from verimorph.train.recipe import Recipe
 from verimorph.train.state import checkpoints
-from verimorph.train.teacher import TENSORS
+from verimorph.train.teacher import check_teacher
 from verimorph.train.validate import Validation, measures, validate_registration, validate_segmentation
 
 LEAST_COVERED = 0.25
@@ -77,7 +77,7 @@ def set_up(recipe: Recipe) -> Setup:
     _check_stride(model, data, recipe)
     teacher = None if recipe.teacher is None else recipe.teacher.build()
     options = Options(teacher=teacher, **{name: getattr(recipe, name) for name in _SHARED})
-    _check_teacher(recipe, phases)
+    check_teacher(teacher, model, [one for phase in phases for one in phase.objectives])
     card = _card(recipe, data, settings)
     _check_monitor(recipe, data, card)
     _warn_of_small_grid(data)
@@ -102,16 +102,6 @@ def _check_stride(model: nn.Module, data: Data, recipe: Recipe) -> None:
             f"method '{recipe.method}' needs sides that are multiples of {stride}, and {min(wrong)} is none; "
             f"change data.preparation.shape (or data.crop), now {'x'.join(map(str, shape))}"
         )
-
-
-def _check_teacher(recipe: Recipe, phases: Sequence[Phase]) -> None:
-    """Refuse a teacher that nobody listens to, and an objective that listens to none."""
-    read = {name for phase in phases for one in phase.objectives for name in (*one.needs, *one.weight_names)}
-    heard = sorted(read.intersection(TENSORS))
-    if recipe.teacher is None and heard:
-        raise OptionError(f"the objective reads {heard[0]} and there is no teacher; write teacher: {{}} and ema: 0.99")
-    if recipe.teacher is not None and not heard:
-        raise OptionError(f"no objective reads what the teacher says ({', '.join(TENSORS)}); leave the teacher out")
 
 
 def _check_monitor(recipe: Recipe, data: Data, card: Card) -> None:

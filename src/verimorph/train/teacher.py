@@ -8,6 +8,7 @@ Its draws give three tensors that an objective reads: ``teacher/field``, their m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from verimorph.errors import OptionError
 from verimorph.nn.stochastic import sampling
-from verimorph.objective import build_objective
+from verimorph.objective import Objective, build_objective
+from verimorph.objective.terms import base_name
 from verimorph.train.passes import Batch, registration_tensors
 from verimorph.uncertainty.accumulate import RunningMoments
 from verimorph.uncertainty.double import DoubleWeighting
@@ -52,15 +54,7 @@ class Teacher:
 
     @torch.no_grad()
     def tensors(self, average: nn.Module, batch: Batch, *, symmetric: bool) -> dict[str, Float[Tensor, "..."]]:
-        """What the objective of the student reads of its teacher, for a batch of pairs.
-
-        Raises
-        ------
-        OptionError
-            If nothing in the model draws: all its passes would be equal, and sure of everything.
-        """
-        if not any(hasattr(part, "sampling") for part in average.modules()):
-            raise OptionError("a teacher needs a model that draws at random, such as transmorph with dropout")
+        """What the objective of the student reads of its teacher, for a batch of pairs."""
         moves, looks = RunningMoments(), RunningMoments()
         average.eval()
         with sampling(average):
@@ -71,3 +65,33 @@ class Teacher:
         spread = moves.variance.sum(1, keepdim=True).sqrt()
         smoothness, consistency = self.weighting(spread, looks.variance.mean(1, keepdim=True))
         return dict(zip(TENSORS, (moves.mean, smoothness, consistency), strict=True))
+
+
+def heard(objective: Objective) -> list[str]:
+    """What an objective reads of a teacher.
+
+    Raises
+    ------
+    OptionError
+        If it asks for another level or direction than that of the field.
+    """
+    read = [name for name in (*objective.needs, *objective.weight_names) if base_name(name) in TENSORS]
+    if other := [name for name in read if name not in TENSORS]:
+        raise OptionError(f"'{other[0]}': a teacher has one level and direction; leave them out, or give scales")
+    return read
+
+
+def check_teacher(teacher: Teacher | None, model: nn.Module, objectives: Iterable[Objective]) -> None:
+    """Refuse a teacher that nobody listens to or that cannot draw, and an objective that listens to none.
+
+    Passes of a model that does not draw are all equal: it would seem sure of everything.
+    """
+    read = sorted({name for objective in objectives for name in heard(objective)})
+    if teacher is None and read:
+        raise OptionError(f"the objective reads {read[0]} and there is no teacher; write teacher: {{}} and ema: 0.99")
+    if teacher is None:
+        return
+    if not read:
+        raise OptionError(f"no objective reads what the teacher says ({', '.join(TENSORS)}); leave the teacher out")
+    if not any(hasattr(part, "sampling") and getattr(part, "p", 1) > 0 for part in model.modules()):
+        raise OptionError("a teacher needs a model that draws at random, such as transmorph with its variant bayes")
