@@ -109,7 +109,8 @@ def evaluate(
         option("--data", value="FOLDER", text="Where its paths start; default: beside it.", panel=_MANY),
     ] = None,
     split: Annotated[
-        str | None, option("--split", value="NAME", text="Which list of the JSON, e.g. registration_val.", panel=_MANY)
+        str | None,
+        option("--split", value="NAME", text="Which pairs: val, train, test, or a list of the JSON.", panel=_MANY),
     ] = None,
     no_identity: Annotated[
         bool, flag("--no-identity", text="Leave out the row of the unregistered pairs.", panel=_MANY)

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verimorph.errors import InputError, OptionError
+from verimorph.io.pairs import SPLITS, stem
 
 if TYPE_CHECKING:
     from verimorph.data.cases import Case, Dataset
-
-SPLITS = {"val": "validation", "train": "train", "test": "test"}
-"""What the options call a split -> what data sets call it."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +55,12 @@ def jobs_of_table(path: str | Path, *, data: str | Path | None = None, split: st
 
     Parameters
     ----------
-    split
-        Of a CSV: only the lines with this in their column ``split``; of a JSON: the list of pairs of that name.
+    data, split
+        As for `verimorph.evaluate.cases.read_task`.
     """
     from verimorph.evaluate.cases import read_task
 
-    file = Path(path)
-    whole = SPLITS.get(split or "", split)
-    named = {"validation": "registration_val", "test": "registration_test", "train": "training_paired_images"}
-    known = [name for name in (split, whole, named.get(str(whole))) if name is not None]
-    task = read_task(file, data=data, split=tuple(dict.fromkeys(known)))
+    task = read_task(path, data=data, split=split)
     return [_of_task(case, task.landmarks_in_voxels) for case in task.cases]
 
 
@@ -168,7 +162,6 @@ def images_of_folder(folder: str | Path) -> list[ImageJob]:
 def job_of_images(files: Sequence[Path]) -> ImageJob:
     """One image whose channels are in these files, called after the first."""
     from verimorph.io import read_image
-    from verimorph.io.pairs import stem
 
     inputs = {str(number): file for number, file in enumerate(files)}
     return ImageJob(stem(files[0]), lambda: ([read_image(file) for file in files], None), inputs=inputs)
