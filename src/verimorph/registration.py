@@ -22,13 +22,14 @@ import torch
 
 from verimorph import pipeline
 from verimorph.errors import OptionError, VerimorphWarning
-from verimorph.evaluate.score import score, write_json
+from verimorph.evaluate.score import score
 from verimorph.field import Inversion
 from verimorph.field.backend import set_threads
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.inputs import Inputs, fingerprint, parts_of, read_start
 from verimorph.io import Points, validate, write_image, write_points, write_transform
+from verimorph.io.documents import write_json
 from verimorph.io.safe import keep_inputs, require_free_space, writing_folder
 from verimorph.planning import Plan, Work, require_memory
 from verimorph.prepare import default_background

@@ -421,6 +421,6 @@ def _write_json(document: dict[str, Any], json_file: str | None) -> None:
 
         print(json.dumps(document, indent=1))
         return
-    from verimorph.evaluate.score import write_json
+    from verimorph.io.documents import write_json
 
     write_json(document, json_file)

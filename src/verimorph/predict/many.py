@@ -20,8 +20,9 @@ from numpy import ndarray
 
 from verimorph import pipeline
 from verimorph.errors import InputError, VerimorphError, VerimorphWarning
-from verimorph.evaluate.score import flat_measures, write_json
+from verimorph.evaluate.score import flat_measures
 from verimorph.io import write_image, write_transform
+from verimorph.io.documents import write_json
 from verimorph.io.images import content_hash
 from verimorph.io.lock import locked
 from verimorph.io.safe import keep_inputs, replacing, replacing_folder
@@ -493,8 +494,7 @@ def _check_labels(root: Path, jobs: Sequence[ImageJob]) -> None:
 
 def _note(file: Path, settings: dict[str, Any], labelled: dict[str, dict[str, str]]) -> None:
     """Write down how images are labelled, and of which files each was."""
-    with replacing(file) as beside:
-        beside.write_text(json.dumps(settings | {"files_sha256": labelled}, indent=2) + "\n", encoding="utf-8")
+    write_json(settings | {"files_sha256": labelled}, file)
 
 
 def segment_many(
