@@ -29,12 +29,15 @@ class PairJob:
         Names of the two images, from which a submission is named.
     inputs
         Every file that is read, by what it is: no result may take its place, and a pair is done again if one changed.
+    unit
+        What distances are measured in: ``mm`` or ``voxel``.
     """
 
     name: str
     read: Callable[[], dict[str, Any]]
     files: tuple[str, str]
     inputs: Mapping[str, Path] = field(default_factory=dict)
+    unit: str = "mm"
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,6 @@ def _of_task(case: Any, in_voxels: bool) -> PairJob:
             "moving": read_image(case.moving),
             "fixed_labels": case.fixed_labels,
             "moving_labels": case.moving_labels,
-            "unit": case.unit,
         }
         for side in ("fixed", "moving"):
             where = getattr(case, f"{side}_landmarks")
@@ -88,7 +90,7 @@ def _of_task(case: Any, in_voxels: bool) -> PairJob:
                 found[f"{side}_landmarks"] = points
         return found
 
-    return PairJob(case.name, read, (case.fixed.name, case.moving.name), case.inputs())
+    return PairJob(case.name, read, (case.fixed.name, case.moving.name), case.inputs(), case.unit)
 
 
 def dataset_of(name: str, root: str | Path | None) -> Dataset:
@@ -115,7 +117,7 @@ def jobs_of_dataset(dataset: Dataset, split: str) -> list[PairJob]:
         fixed, moving = dataset.case(first), dataset.case(second)
         files = fixed.images[0].path.name, moving.images[0].path.name
         inputs = _inputs(fixed, "fixed ") | _inputs(moving, "moving ")
-        return PairJob(f"{first}-{second}", lambda: _read_pair(fixed, moving) | {"unit": dataset.units}, files, inputs)
+        return PairJob(f"{first}-{second}", lambda: _read_pair(fixed, moving), files, inputs, dataset.units)
 
     return [job(first, second) for first, second in pairs]
 
