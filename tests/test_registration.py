@@ -19,6 +19,7 @@ from verimorph import pipeline, registration
 from verimorph.errors import InputError, OptionError, VerimorphWarning
 from verimorph.grid import Grid
 from verimorph.image import Image
+from verimorph.io import write_transform
 from verimorph.io.itk import to_simpleitk
 from verimorph.transform import Affine, Composite, DisplacementField
 
@@ -257,6 +258,18 @@ def test_the_warps_of_a_deformable_result_do_not_stay_beside_a_linear_one(result
     linear.save(tmp_path, style="ants", report=False)
     left = {file.name for file in tmp_path.glob("ants_*")}
     assert left == {"ants_0GenericAffine.mat", "ants_Warped.nii.gz"}
+
+
+def test_no_result_removes_the_file_it_started_from(pair, result, tmp_path):
+    result.save(tmp_path, style="ants", report=False)
+    affine, field = tmp_path / "ants_0GenericAffine.mat", tmp_path / "field.nii.gz"
+    write_transform(result.transform, field, format="itk-field", grid=pair[0].grid)  # as a prediction does
+    fixed, moving = pair
+    again = verimorph.register(fixed=fixed, moving=moving, initial=affine, transform="rigid", quality="fast")
+    for start, one in ((affine, again), (field, replace(again, initial_file=field))):
+        with pytest.raises(InputError, match=f"{start.name}: is an input"):
+            one.save(tmp_path)
+        assert start.is_file()
 
 
 def test_what_could_not_be_measured_is_null(result, tmp_path):

@@ -22,13 +22,14 @@ import torch
 
 from verimorph import pipeline
 from verimorph.errors import OptionError, VerimorphWarning
-from verimorph.evaluate.score import score, write_json
+from verimorph.evaluate.score import score
 from verimorph.field import Inversion
 from verimorph.field.backend import set_threads
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.inputs import Inputs, fingerprint, parts_of, read_start
 from verimorph.io import Points, validate, write_image, write_points, write_transform
+from verimorph.io.documents import write_json
 from verimorph.io.safe import keep_inputs, require_free_space, writing_folder
 from verimorph.planning import Plan, Work, require_memory
 from verimorph.prepare import default_background
@@ -66,6 +67,11 @@ def left_behind(folder: str | PathLike) -> tuple[str, ...]:
     return (*RESULT_FILES, *_OF_PREDICTIONS) if isinstance(told, dict) and "verimorph" in told else ()
 
 
+def taken(folder: str | PathLike) -> list[Path]:
+    """Files of a folder that a result saved there may replace or remove: none of them may be an input."""
+    return [Path(folder) / name for name in dict.fromkeys((*RESULT_FILES, *left_behind(folder)))]
+
+
 @dataclass
 class Registration:
     """A finished registration: everything in memory, nothing on disk until :meth:`save`.
@@ -81,6 +87,8 @@ class Registration:
         Moving to fixed: the inverse linear map, then the inverse field on the fixed grid.
     initial
         Where the optimisation started (linear).
+    initial_file
+        The transform file it was read from, if any.
     history
         One entry for every evaluation of the objective.
     timings
@@ -123,6 +131,7 @@ class Registration:
     unit: str = "mm"
     model: dict[str, Any] | None = None
     uncertainty: Uncertainty | None = None
+    initial_file: Path | None = None
 
     @cached_property
     def moved(self) -> Image:
@@ -275,9 +284,9 @@ class Registration:
         InputError, ResourceError
             If the folder cannot be written to, an input would be overwritten, or the disk is full.
         """
-        given = (self.fixed, self.moving, self.fixed_mask, self.moving_mask, self.fixed_labels, self.moving_labels)
-        read = [image.path for image in given if image is not None and image.path is not None]
-        keep_inputs((Path(folder) / name for name in RESULT_FILES), read)
+        given = (getattr(self, name) for name in Inputs.__dataclass_fields__)
+        read = [self.initial_file, *(one.path for one in given if one is not None)]
+        keep_inputs(taken(folder), [file for file in read if file is not None])
         if style not in ("verimorph", "ants"):
             raise OptionError(f"unknown output style '{style}'; known: verimorph, ants")
         require_free_space(folder, 24 * self.fixed.grid.size + (1 << 22))
@@ -464,6 +473,8 @@ def register(
         del first, second
         result = _assemble(given, recipe, found, clock.seconds)
         result.settings["nan_value"] = nan_value
+        if isinstance(initial, str | PathLike) and Path(initial).is_file():
+            result.initial_file = Path(initial)
         if uncertainty:
             result.assess(level=level, calibration=held)
     result.warnings = list(dict.fromkeys(str(w.message) for w in caught))

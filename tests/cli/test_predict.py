@@ -170,6 +170,52 @@ def test_a_result_of_other_files_is_set_aside_when_its_pair_fails(verimorph, mod
     assert [row["status"] for row in rows(out / "pairs.csv")] == ["failed"]
 
 
+@pytest.fixture
+def predicted(verimorph, model, pair, tmp_path):
+    """The words of a run, the folder of its one result, and that result's record."""
+    listing, out = tmp_path / "list.csv", tmp_path / "out"
+    listing.write_text(f"case,fixed,moving\none,{pair[0].name},{pair[1].name}\n")
+    words = ("predict", model, "--pairs", listing, "-o", out)
+    assert verimorph(*words).code == 0
+    return words, out / "one", out / "one" / "provenance.json"
+
+
+def test_a_result_made_in_another_way_is_set_aside_when_its_pair_fails(verimorph, predicted, pair):
+    words, result, _ = predicted
+    pair[1].unlink()
+    assert verimorph(*words, "--seed", 3).code == 2
+    assert not result.exists()
+    assert (result.with_name("one.outdated") / "transform.h5").is_file()
+
+
+def test_want_of_memory_sets_nothing_aside(verimorph, predicted, pair, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    words, result, _ = predicted
+    pair[1].write_bytes(pair[0].read_bytes())
+    monkeypatch.setattr("verimorph.predict.many.predict_pair", fail)
+    assert verimorph(*words, "--seed", 3).code == 2
+    assert (result / "transform.h5").is_file()
+
+
+def test_hashes_of_earlier_versions_say_nothing_against_a_result(verimorph, predicted, pair):
+    words, result, record = predicted
+    told = json.loads(record.read_text())
+    del told["settings"]["tile"]
+    told["settings"]["files_sha256"] = dict.fromkeys(told["settings"]["files_sha256"], "0" * 64)
+    record.write_text(json.dumps(told))
+    pair[1].write_bytes(b"damaged")
+    assert verimorph(*words).code == 2
+    assert (result / "transform.h5").is_file()
+
+
+def test_a_model_is_known_by_its_weights(verimorph, predicted, model):
+    card = json.loads((model / "card.json").read_text())
+    (model / "card.json").write_text(json.dumps(card | {"licence": "MIT", "verimorph": "0.0.1"}))
+    assert "were there already" in verimorph(*predicted[0]).out
+
+
 def test_what_register_wrote_stays_when_a_pair_of_its_name_fails(verimorph, model, pair, tmp_path):
     fixed, moving = pair
     listing, out = tmp_path / "list.csv", tmp_path / "out"
@@ -401,6 +447,9 @@ def test_distances_are_in_the_units_of_the_list(verimorph, model, pair, tmp_path
     assert voxel["tre_mean_voxel"] == mm["tre_mean_mm"] != ""
     assert voxel["tre_mean_mm"] == mm["tre_mean_voxel"] == ""
     assert json.loads((out / "a" / "metrics.json").read_text())["unit"] == "voxel"
+    listing.write_text(listing.read_text().replace("voxel", "mm"))  # what was measured in another unit is done again
+    assert "1 pairs were there already" in verimorph("predict", model, "--pairs", listing, "-o", out).out
+    assert [set(row) & {"tre_mean_voxel", "tre_mean_mm"} for row in rows(out / "pairs.csv")] == 2 * [{"tre_mean_mm"}]
 
 
 def test_header_names_may_have_spaces(verimorph, model, pair, tmp_path):

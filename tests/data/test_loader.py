@@ -251,6 +251,7 @@ def test_synthetic_streams(folder_config):
 def test_unknown_settings_are_refused_with_the_nearest(folder_config, tmp_path):
     for change, told in (
         ({"pair": {}}, "did you mean 'pairs'"),
+        ({"pairs": {"atlas": "x"}}, "pairs: atlas is of kind 'atlas', and kind is 'inter'; leave it out"),
         ({"pairs": {"list": "train"}}, "pairs: list is of kind 'listed', and kind is 'inter'; leave it out"),
         ({"pairs": {"kind": "single", "itself": True}}, "pairs: itself is of kind 'inter'"),
         ({"pairs": {"kind": "intra", "within_cohort": False}}, "pairs: within_cohort is of kind 'inter'"),
@@ -335,8 +336,11 @@ def test_variables_in_paths(monkeypatch, tmp_path):
         build_data({"dataset": "ixi"})
     with pytest.raises(OptionError, match="VERIMORPH_DATA is not set"):
         Preparation(shape=(8, 8), centre="atlas", atlas="${VERIMORPH_DATA}/atlas.nii.gz").fingerprint()
-    with pytest.raises(OptionError, match="NOT_THERE is not set"):
-        expand("${NOT_THERE}/x")
+    for written in ("${NOT_THERE}/x", "$NOT_THERE/x", "${NOT_THERE"):
+        with pytest.raises(OptionError, match="NOT_THERE is not set"):
+            expand(written)
+    monkeypatch.setenv("NOT_THERE", "/a$b")
+    assert str(expand("$NOT_THERE/x")) == "/a$b/x"
 
 
 def test_configuration_survives_json(folder_config):

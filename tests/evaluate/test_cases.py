@@ -26,6 +26,7 @@ def test_table_paths_start_at_its_folder_and_unnamed_pairs_are_called_after_thei
     assert case.fixed == tmp_path / "a" / "f.nii.gz"
     assert case.moving_landmarks == f"{tmp_path / 'a' / 'p.csv'}::moving"
     assert case.unit == "voxel"
+    (tmp_path / "x").mkdir()
     assert read_task(table, data=tmp_path / "x").cases[0].moving == tmp_path / "x" / "a" / "m.nii.gz"
 
 

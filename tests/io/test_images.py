@@ -28,6 +28,16 @@ def test_voxels_beside_their_header_count(tmp_path, random, suffix):
     assert all(one != other for one, other in zip(*told, strict=True))
 
 
+@pytest.mark.parametrize("ends", [(".hdr", ".img.gz"), (".hdr.gz", ".img"), (".HDR", ".IMG"), (".HDR", ".img")])
+def test_a_pair_counts_whole_however_its_files_are_spelled(tmp_path, ends):
+    pair = {tmp_path / f"q{end}" for end in ends}
+    for file in (*pair, tmp_path / "q.b.img"):
+        file.write_bytes(b"bytes")
+    for file in pair:
+        assert files_of(file)[0] == file
+        assert set(files_of(file)) == pair
+
+
 def test_a_header_may_name_any_file_and_several(tmp_path, random):
     slices = [random.integers(0, 99, (6, 5)).astype(np.uint8) for _ in range(3)]
     for n, values in enumerate(slices):

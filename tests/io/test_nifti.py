@@ -151,6 +151,17 @@ def test_one_file_of_a_pair_may_be_compressed(tmp_path, kind, compressed):
         np.testing.assert_array_equal(image.grid.affine, whole.grid.affine)
 
 
+@pytest.mark.parametrize("ends", [(".HDR", ".img"), (".hdr", ".IMG.gz"), (".HDR.GZ", ".IMG")])
+def test_files_of_a_pair_may_be_spelled_in_any_case(tmp_path, ends):
+    voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    nib.save(nib.Nifti1Pair(voxels, np.eye(4)), tmp_path / "whole.hdr")
+    for end in ends:
+        content = (tmp_path / f"whole{end.lower().removesuffix('.gz')}").read_bytes()
+        (tmp_path / f"q{end}").write_bytes(gzip.compress(content) if end.lower().endswith(".gz") else content)
+    for end in ends:
+        np.testing.assert_array_equal(read_image(tmp_path / f"q{end}").array, voxels)
+
+
 def test_big_endian_files_give_native_voxels(tmp_path):
     voxels = np.arange(24, dtype=">i2").reshape(2, 3, 4)
     header = nib.Nifti1Header(endianness=">")

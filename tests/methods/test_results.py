@@ -1,5 +1,7 @@
 """A row says what the table of a prediction says, and traces to one model."""
 
+import math
+
 import pytest
 
 from verimorph.errors import InputError
@@ -23,6 +25,12 @@ def test_a_pair_that_failed_is_not_left_out_of_a_mean(tmp_path):
     (tmp_path / "pairs.csv").write_text("case,status,dice,message\na,ok,0.5,\nb,failed,,no labels\n")
     with pytest.raises(InputError, match="b was not predicted"):
         scores_of(tmp_path, OURS)
+
+
+def test_a_measure_that_is_no_number_is_null(tmp_path):
+    row = Row("modet", "scans", {"dice": math.nan})
+    record(row, tmp_path / "results.json")
+    assert '"dice": null' in (tmp_path / "results.json").read_text()
 
 
 @pytest.mark.parametrize("column", ["", "000000000000"])

@@ -105,6 +105,17 @@ def test_many_images_are_scored_kept_and_resumed(oblique_pair, preparation, tmp_
         images_of_folder(tmp_path / "nowhere")
 
 
+def test_want_of_memory_sets_no_labels_aside(oblique_pair, preparation, tmp_path):
+    def fail():
+        raise MemoryError
+
+    image, _ = oblique_pair()
+    segmenter = Segmenter(Threshold(), preparation())
+    segment_many(segmenter, [ImageJob("one", lambda: ([image], None))], tmp_path)
+    segment_many(segmenter, [ImageJob("one", fail)], tmp_path, keep_true=True)
+    assert (tmp_path / "one.nii.gz").is_file()
+
+
 def test_what_a_model_cannot_take_is_one_line(oblique_pair, preparation):
     image, _ = oblique_pair()
     segmenter = Segmenter(Threshold(), preparation())

@@ -109,7 +109,8 @@ def evaluate(
         option("--data", value="FOLDER", text="Where its paths start; default: beside it.", panel=_MANY),
     ] = None,
     split: Annotated[
-        str | None, option("--split", value="NAME", text="Which list of the JSON, e.g. registration_val.", panel=_MANY)
+        str | None,
+        option("--split", value="NAME", text="Which pairs: val, train, test, or a list of the JSON.", panel=_MANY),
     ] = None,
     no_identity: Annotated[
         bool, flag("--no-identity", text="Leave out the row of the unregistered pairs.", panel=_MANY)
@@ -420,6 +421,6 @@ def _write_json(document: dict[str, Any], json_file: str | None) -> None:
 
         print(json.dumps(document, indent=1))
         return
-    from verimorph.evaluate.score import write_json
+    from verimorph.io.documents import write_json
 
     write_json(document, json_file)

@@ -43,7 +43,7 @@ def score_uncertainty(
         As the options of the command say.
     """
     from verimorph import __version__
-    from verimorph.evaluate.score import without_nan
+    from verimorph.io.documents import without_nan
 
     maps, folder, theirs = _maps(results)
     facts = {} if theirs else _calibration(folder)

@@ -74,7 +74,7 @@ def _explain_cohort(paths: list[Path], as_json: bool) -> None:
     from dataclasses import asdict
 
     from verimorph.cli.summary import print_cohort
-    from verimorph.evaluate.score import without_nan
+    from verimorph.io.documents import without_nan
     from verimorph.uncertainty.cohort import cohort
     from verimorph.uncertainty.maps import NothingSaidError, facts_of_result
 

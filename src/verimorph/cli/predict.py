@@ -396,9 +396,9 @@ def _one(
     from verimorph.predict.many import write_extras, write_submission
     from verimorph.predict.pair import predict_pair
     from verimorph.predict.submission import field_names
-    from verimorph.registration import RESULT_FILES, left_behind
+    from verimorph.registration import left_behind, taken
 
-    keep_inputs((output / name for name in RESULT_FILES), read)  # before the work; below, with what else is written
+    keep_inputs(taken(output), read)  # before the work; below, with what else is written
     names = fixed[0].name, moving[0].name
     if wanted.submission is not None:
         field_names([names], form=wanted.submission, suffix=wanted.suffix)  # refused before the work, not after it

@@ -234,11 +234,11 @@ def register(
     }
 
     from verimorph.io.safe import keep_inputs, require_writable
-    from verimorph.registration import RESULT_FILES
+    from verimorph.registration import taken
 
     given = [fixed, moving, fixed_mask, moving_mask, fixed_labels, moving_labels, fixed_landmarks, moving_landmarks]
     given += [Path(initial)] if Path(initial).is_file() else []
-    keep_inputs((output / name for name in RESULT_FILES), [file for file in given if file is not None])
+    keep_inputs(taken(output), [file for file in given if file is not None])
     if not dry_run:
         require_writable(output)
     inputs: dict[str, Any] = {

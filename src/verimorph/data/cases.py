@@ -17,7 +17,7 @@ from verimorph.data.source import Source, as_source
 from verimorph.errors import InputError, OptionError, nearest
 from verimorph.image import Image
 from verimorph.io import validate
-from verimorph.io.pairs import learn2reg_place, read_learn2reg_lists, read_rows, stem
+from verimorph.io.pairs import learn2reg_pairs, learn2reg_place, read_learn2reg_lists, read_rows, start_of, stem
 from verimorph.io.points import Points, as_points
 
 Pair = tuple[str, str]
@@ -227,7 +227,7 @@ def read_pairs(path: str | Path, *, data: str | Path | None = None, name: str | 
     path
         The file.
     data
-        Folder that relative names start from; default: that of the file. A name not there is tried beside the file.
+        As for `verimorph.io.pairs.read_rows`.
 
     Raises
     ------
@@ -397,7 +397,7 @@ def read_learn2reg(path: str | Path, *, data: str | Path | None = None, name: st
     """
     file = Path(path)
     content, lists = read_learn2reg_lists(file)
-    root = Path(data) if data is not None else file.parent
+    root = start_of(file, data)
     cases: dict[str, Case] = {}
 
     def add(image: str) -> str:
@@ -413,7 +413,10 @@ def read_learn2reg(path: str | Path, *, data: str | Path | None = None, name: st
 
     trained = [add(image) for image in images("training")]
     tested = [add(image) for image in images("test")]
-    pairs = {key: tuple((add(fixed), add(moving)) for fixed, moving in listed) for key, listed in lists.items()}
+    pairs = {
+        key: tuple((add(fixed), add(moving)) for fixed, moving in learn2reg_pairs(file, key, listed))
+        for key, listed in lists.items()
+    }
     if not cases:
         raise InputError(
             f"{file}: names no image; a Learn2Reg dataset file has lists such as training, registration_val"

@@ -72,7 +72,8 @@ class PairsConfig(Strict):
 
     @model_validator(mode="after")
     def _acts(self) -> PairsConfig:
-        for name, kind in (("list", "listed"), ("within_cohort", "inter"), ("itself", "inter")):
+        kinds = {"list": "listed", "atlas": "atlas", "within_cohort": "inter", "itself": "inter"}
+        for name, kind in kinds.items():
             if self.kind != kind and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is of kind '{kind}', and kind is '{self.kind}'; leave it out")
         return self

@@ -23,8 +23,9 @@ from verimorph.evaluate.robustness import (
     robust30_hardest_landmarks,
     robust30_quantile,
 )
-from verimorph.evaluate.score import score, score_labels, without_nan
+from verimorph.evaluate.score import score, score_labels
 from verimorph.evaluate.surface import SurfaceDistances, surface_distances, surface_distances_per_label
+from verimorph.io.documents import without_nan
 
 __all__ = [
     "BorderDistances",

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from verimorph.errors import InputError, OptionError, nearest
-from verimorph.io.pairs import Row, learn2reg_place, read_learn2reg_lists, read_rows, stem
+from verimorph.io.pairs import (
+    Row,
+    learn2reg_pairs,
+    learn2reg_place,
+    names_of_split,
+    read_learn2reg_lists,
+    read_rows,
+    start_of,
+    stem,
+)
 
 LEARN2REG_SPLITS = ("eval_pairs", "registration_val", "registration_test", "evaluation", "training_paired_images")
 TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".tfm", ".mat", ".txt", ".lta", ".x5", ".npz", ".npy", ".nii.gz", ".nii", ".nrrd")
@@ -76,7 +84,7 @@ class Result:
     moved_labels: Path | None = None
 
 
-def read_task(path: str | Path, *, data: str | Path | None = None, split: str | Sequence[str] | None = None) -> Task:
+def read_task(path: str | Path, *, data: str | Path | None = None, split: str | None = None) -> Task:
     """Read the pairs to score from a CSV, or from a Learn2Reg dataset or evaluation JSON.
 
     The columns of a CSV are those of `verimorph.io.pairs.read_rows`; without a name a pair is called after its two
@@ -93,8 +101,8 @@ def read_task(path: str | Path, *, data: str | Path | None = None, split: str | 
     data
         Folder that relative names start from; default: that of the file.
     split
-        Which list of a Learn2Reg JSON, of several names the first that is there; or lines of a CSV, those with one of
-        these names in their column ``split``.
+        Which list of a Learn2Reg JSON, or which lines of a CSV (column ``split``): ``val``, ``train``, ``test`` or any
+        name; see `verimorph.io.pairs.names_of_split`. What is not chosen is not looked at.
 
     Raises
     ------
@@ -104,8 +112,7 @@ def read_task(path: str | Path, *, data: str | Path | None = None, split: str | 
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{file}: no such file; give a CSV of pairs or a Learn2Reg dataset JSON")
-    lists = () if split is None else (split,) if isinstance(split, str) else tuple(split)
-    task = _from_json(file, data, lists) if file.suffix.lower() == ".json" else _from_csv(file, data, lists)
+    task = (_from_json if file.suffix.lower() == ".json" else _from_csv)(file, data, split)
     names = [case.name for case in task.cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -180,19 +187,13 @@ def _result(entry: Path, case: Case) -> Result | None:
     return Result(transform=entry)
 
 
-def _from_csv(file: Path, data: str | Path | None, splits: Sequence[str]) -> Task:
-    rows, columns = read_rows(file, data=data)
+def _from_csv(file: Path, data: str | Path | None, split: str | None) -> Task:
+    rows, columns = read_rows(file, data=data, split=split)
     if not {"fixed", "fixed_labels", "fixed_landmarks", "landmarks"} & set(columns):
         raise InputError(
             f"{file}: its columns are {', '.join(sorted(columns))}; it needs fixed and moving, "
             "or fixed_labels and moving_labels, or landmarks"
         )
-    if splits:
-        if "split" not in columns:
-            raise OptionError(f"{file}: has no column 'split', and pairs of the split '{splits[0]}' are asked for")
-        rows = [row for row in rows if row.split in splits]
-        if not rows:
-            raise InputError(f"{file}: no pair is of the split '{splits[0]}'")
     return Task(file.stem, tuple(_case(file, row) for row in rows))
 
 
@@ -215,19 +216,21 @@ def _case(file: Path, row: Row) -> Case:
     )
 
 
-def _from_json(file: Path, data: str | Path | None, names: Sequence[str]) -> Task:
+def _from_json(file: Path, data: str | Path | None, split: str | None) -> Task:
     content, lists = read_learn2reg_lists(file)
-    chosen = next((name for name in names or LEARN2REG_SPLITS if name in lists), None)
-    if names and chosen is None:
+    names = LEARN2REG_SPLITS if split is None else names_of_split(split)
+    chosen = next((name for name in names if name in lists), None)
+    if split is not None and chosen is None:
         raise OptionError(f"{file}: has no list of pairs '{names[-1]}'{nearest(names[-1], lists)}")
     chosen = chosen or next(iter(lists), None)
     if chosen is None:
         raise InputError(f"{file}: has no list of pairs such as {', '.join(LEARN2REG_SPLITS[:3])}")
     methods = content.get("evaluation_methods", [])
     labels = next((tuple(m["labels"]) for m in methods if m.get("labels")), None)
-    root = Path(data) if data is not None else file.parent
+    root = start_of(file, data)
     destinations = [m["dest"] for m in methods if m.get("dest")] or ["landmarks", "keypoints"]
-    cases = [_learn2reg_case(root / fixed, root / moving, destinations) for fixed, moving in lists[chosen]]
+    pairs = learn2reg_pairs(file, chosen, lists[chosen])
+    cases = [_learn2reg_case(root / fixed, root / moving, destinations) for fixed, moving in pairs]
     name = str(content.get("task_name") or content.get("name") or file.stem)
     return Task(name, tuple(cases), labels, landmarks_in_voxels=True)
 

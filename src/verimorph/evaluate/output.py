@@ -13,8 +13,8 @@ from verimorph import __version__
 from verimorph.evaluate.boxplot import box_plot
 from verimorph.evaluate.challenge import aggregate
 from verimorph.evaluate.cohort import Cohort
-from verimorph.evaluate.score import without_nan, write_json
 from verimorph.evaluate.statistics import RESAMPLES, direction
+from verimorph.io.documents import without_nan, write_json
 from verimorph.io.safe import writing_folder
 
 _UNITS = {"mm": "mm", "voxel": "voxels", "percent": "%"}

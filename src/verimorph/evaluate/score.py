@@ -5,10 +5,8 @@ This is the honest mode. Learn2Reg's own numbers come from ``evaluate/challenge.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
-from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -22,8 +20,8 @@ from verimorph.evaluate.regularity import jacobian_summary
 from verimorph.evaluate.surface import surface_distances_per_label
 from verimorph.grid import Grid
 from verimorph.image import Image
+from verimorph.io.documents import without_nan
 from verimorph.io.points import Points
-from verimorph.io.safe import replacing
 from verimorph.transform import identity
 from verimorph.transform.protocol import Transform
 
@@ -228,23 +226,6 @@ def score_labels(
         "labels_lost": lost,
         "per_label": per_label,
     }
-
-
-def without_nan(value: Any) -> Any:
-    """Make a nested result strictly JSON-able: NaN and infinite become ``None``, NumPy scalars plain, keys strings."""
-    if isinstance(value, dict):
-        return {str(k): without_nan(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_json(document: dict[str, Any], path: str | PathLike) -> None:
-    """Write a nested result as JSON, whole or not at all; what is no number is ``null`` there."""
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _surface_row(found: Any, tolerance_mm: float, unit: str) -> dict[str, float]:

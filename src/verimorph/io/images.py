@@ -80,8 +80,8 @@ def files_of(path: str | os.PathLike) -> list[Path]:
     if place.suffix.lower() in (".mhd", ".nhdr"):  # a line of the header names the file, or there is a list of lines
         lines = place.read_bytes().decode("latin-1").splitlines()
         beside = [re.sub(r"(?i)^(ElementDataFile *=|data ?file *:)", "", line).strip() for line in lines]
-    elif pair := re.fullmatch(r"(.+\.)(hdr|img)((\.gz)?)", place.name):
-        beside = [pair[1] + {"hdr": "img", "img": "hdr"}[pair[2]] + pair[3]]
+    else:
+        beside = [file.name for file in nifti.pair(place).values() if file != place]
     # os.path says no where a Path raises: of a header with its voxels in it, most lines can be no names.
     return [place, *(place.parent / name for name in beside if os.path.isfile(place.parent / name))]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import warnings
 import zlib
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
+from nibabel.filename_parser import types_filenames
 from nibabel.spatialimages import HeaderDataError
 
 from verimorph.errors import InputError, VerimorphWarning
@@ -23,6 +25,8 @@ from verimorph.io.planes import embedded, volume_grid
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgh", ".mgz")
 
+_PAIR = re.compile(r"(?i)(.+)\.(hdr|img)(\.gz)?")
+_SOUGHT = ((("header", ".hdr"), ("image", ".img")), (".gz", ".bz2"))
 _DAMAGED = (EOFError, zlib.error, OSError, ValueError, ImageFileError)
 _MGH_TYPES = (np.uint8, np.int16, np.int32, np.float32)
 
@@ -42,20 +46,35 @@ def read(path: Path, *, volume: int | None = None) -> Image:
     return from_nibabel(found, volume=volume, name=path.name, where=str(path), path=path)
 
 
+def pair(path: Path) -> dict[str, Path]:
+    """Header (``hdr``) and voxels (``img``) where a file is one of two, either compressed, spelled in any case.
+
+    Of several other files the one spelled most as this is, which is what nibabel looks for.
+    """
+    found = _PAIR.fullmatch(path.name)
+    if found is None:
+        return {}
+    stem, kind, packed = found.groups()
+    there = [
+        (bool(other[3]) != bool(packed), other[2].islower() != kind.islower(), other[0])
+        for other in map(_PAIR.fullmatch, os.listdir(path.parent))
+        if other is not None and other[1] == stem and other[2].lower() != kind.lower()
+    ]
+    if not there:
+        return {}
+    other = path.with_name(min(there)[2])
+    return {"hdr": path, "img": other} if kind.lower() == "hdr" else {"hdr": other, "img": path}
+
+
 def _load(path: Path) -> Any:
-    """Load a file by nibabel, and a pair of which one file alone is compressed, which nibabel does not find."""
-    name = path.name.lower().removesuffix(".gz")
-    if name.endswith((".hdr", ".img")):
-        stem = path.name[: len(name) - 4]
-        header, voxels = (
-            next((file for end in (kind, f"{kind}.gz") if (file := path.with_name(stem + end)).is_file()), None)
-            for kind in (".hdr", ".img")
-        )
-        if header and voxels and header.name.endswith(".gz") != voxels.name.endswith(".gz"):
-            kinds = (kind for kind in nib.imageclasses.all_image_classes if kind.path_maybe_image(header)[0])
-            parts = {"header": header, "image": voxels, "mat": path.with_name(f"{stem}.mat")}
-            files = {part: nib.FileHolder(str(file)) for part, file in parts.items()}
-            return next(kinds, nib.AnalyzeImage).from_file_map(files, mmap=False)  # type: ignore[call-arg]
+    """Load a file by nibabel, and a pair of two spellings (one file alone compressed), which nibabel does not find."""
+    found = pair(path)
+    if found and {file.name for file in found.values()} != set(types_filenames(path.name, *_SOUGHT).values()):
+        kinds = (kind for kind in nib.imageclasses.all_image_classes if kind.path_maybe_image(found["hdr"])[0])
+        matrix = path.with_name(_PAIR.sub(r"\1.mat", path.name))
+        parts = {"header": found["hdr"], "image": found["img"], "mat": matrix}
+        files = {part: nib.FileHolder(str(file)) for part, file in parts.items()}
+        return next(kinds, nib.AnalyzeImage).from_file_map(files, mmap=False)  # type: ignore[call-arg]
     return nib.load(path, **({} if path.name.lower().endswith((".mgh", ".mgz")) else {"mmap": False}))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ from verimorph.errors import InputError, OptionError, nearest
 NAMES = ("case", "pair", "name", "id")
 """Columns that may name a pair."""
 UNITS = ("mm", "voxel")
+SPLITS = {"val": "validation"}
+"""What the options call a split -> what data sets call it, where these differ."""
+_LISTS = {"validation": "registration_val", "test": "registration_test", "train": "training_paired_images"}
+_FILES = (
+    *("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask"),
+    *("fixed_landmarks", "moving_landmarks", "landmarks"),
+)
 _SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".npz", ".npy", ".pkl", ".png", ".tif")
 
 
@@ -52,7 +60,31 @@ class Row:
     unit: str = "mm"
 
 
-def read_rows(file: Path, *, data: str | Path | None = None) -> tuple[list[Row], list[str]]:
+def names_of_split(split: str) -> tuple[str, ...]:
+    """What a list may call a split that is asked for: as asked, as data sets do, as Learn2Reg does.
+
+    >>> names_of_split("val")
+    ('val', 'validation', 'registration_val')
+    """
+    whole = SPLITS.get(split, split)
+    return tuple(dict.fromkeys([split, whole, _LISTS.get(whole, whole)]))
+
+
+def start_of(file: Path, data: str | Path | None) -> Path:
+    """Folder that relative names in a list start from: ``data``, by default that of the list.
+
+    Raises
+    ------
+    InputError
+        If it is no folder.
+    """
+    root = file.parent if data is None else Path(data)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give the one that the names in {file} start from")
+    return root
+
+
+def read_rows(file: Path, *, data: str | Path | None = None, split: str | None = None) -> tuple[list[Row], list[str]]:
     """Read a CSV of pairs: its lines, and the names of its columns.
 
     Columns that are used where there: ``fixed``, ``moving``, ``fixed_labels``, ``moving_labels``, ``fixed_mask``,
@@ -63,33 +95,55 @@ def read_rows(file: Path, *, data: str | Path | None = None) -> tuple[list[Row],
     Parameters
     ----------
     data
-        Folder that relative names start from; default: that of the file. A name not there is tried beside the file.
+        Folder that relative names start from; default: that of the file. A line of which it does not hold all files may
+        have them all beside the list, unless that is so of every line.
+    split
+        Only the lines of this split (`names_of_split`); others are not looked at.
 
     Raises
     ------
     InputError
-        If the file cannot be read or names no pair.
+        If the file cannot be read, or names no pair, or none of the split; or if ``data`` is no folder.
     OptionError
-        For units that are neither mm nor voxel.
+        For units that are neither mm nor voxel, and a split where there is no such column.
     """
-    lines, columns = read_table(file)
-    if not lines:
+    numbered, columns = _read_lines(file)
+    if not numbered:
         raise InputError(f"{file}: names no pair; add a line below the header")
-    root = file.parent if data is None else Path(data)
+    root = start_of(file, data)
     title = next((name for name in NAMES if name in columns), "")
-    return [_row(file, root, number, line, title) for number, line in enumerate(lines, start=2)], columns
+    if split is not None:
+        if "split" not in columns:
+            raise OptionError(f"{file}: has no column 'split', and pairs of the split '{split}' are asked for")
+        names = names_of_split(split)
+        numbered = [(number, line) for number, line in numbered if _split(line) in names]
+        if not numbered:
+            raise InputError(f"{file}: no pair is of the split '{split}'")
+    # A folder that holds the files of no line is the wrong one: what lies beside the list must not hide that.
+    there = [data is not None and _holds(root, line) for _, line in numbered]
+    starts = [
+        file.parent if any(there) and not here and _holds(file.parent, line) else root
+        for here, (_, line) in zip(there, numbered, strict=True)
+    ]
+    return [_row(file, start, *one, title) for start, one in zip(starts, numbered, strict=True)], columns
+
+
+def _split(line: dict[str, str]) -> str:
+    return line.get("split", "").strip() or ("train" if "split" in line else "")
+
+
+def _holds(folder: Path, line: dict[str, str]) -> bool:
+    """Whether all files of a line are there; ``::`` ends the name of a file."""
+    names = (line.get(column, "").strip().partition("::")[0] for column in _FILES)
+    return all((folder / name).exists() for name in names if name)
 
 
 def _row(file: Path, root: Path, number: int, line: dict[str, str], title: str) -> Row:
     def text(column: str) -> str:
-        return (line.get(column) or "").strip()
+        return line.get(column, "").strip()
 
     def place(column: str) -> Path | None:
-        name = text(column)
-        if not name:
-            return None
-        beside = file.parent / name
-        return beside if not (root / name).exists() and beside.exists() else root / name
+        return root / text(column) if text(column) else None
 
     def landmarks(side: str) -> str | None:
         own, both = place(f"{side}_landmarks"), place("landmarks")
@@ -108,33 +162,43 @@ def _row(file: Path, root: Path, number: int, line: dict[str, str], title: str) 
         fixed_subject=text("fixed_subject"),
         moving_subject=text("moving_subject"),
         cohort=text("cohort"),
-        split=text("split") or ("train" if "split" in line else ""),
+        split=_split(line),
         unit=unit,
     )
 
 
 def read_table(file: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """Rows and column names of a CSV file."""
+    """Rows and column names of a CSV file; what a short row leaves out is empty."""
+    numbered, columns = _read_lines(file)
+    return [line for _, line in numbered], columns
+
+
+def _read_lines(file: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+    """Rows of a CSV file, each with its number in the file, and the names of its columns."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened)
+            reader = csv.reader(opened)
             # A space after a comma is no part of a column's name.
-            columns = [column.strip() for column in reader.fieldnames or ()]
-            rows = [dict(zip(columns, row.values(), strict=False)) for row in reader]
+            columns = [column.strip() for column in next(reader, [])]
+            rows = [(reader.line_num, values) for values in reader if values]
     except FileNotFoundError:
         raise InputError(f"{file}: no such file; check the path") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file}: not a readable CSV ({error})") from None
-    return rows, columns
+    twice = next((column for column in columns if column and columns.count(column) > 1), None)
+    if twice is not None:
+        raise InputError(f"{file}: two columns are called '{twice}'; rename or remove one")
+    lines = [(n, dict(zip_longest(columns, values[: len(columns)], fillvalue=""))) for n, values in rows]
+    return lines, columns
 
 
-def read_learn2reg_lists(file: Path) -> tuple[dict[str, Any], dict[str, list[tuple[str, str]]]]:
-    """What a Learn2Reg dataset or evaluation JSON holds, and its lists of pairs (fixed, moving) by name.
+def read_learn2reg_lists(file: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """What a Learn2Reg dataset or evaluation JSON holds, and its lists of pairs by name, for `learn2reg_pairs`.
 
     Raises
     ------
     InputError
-        If the file is missing or no such file, or a pair is not of two paths.
+        If the file is missing or no such file.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -144,18 +208,29 @@ def read_learn2reg_lists(file: Path) -> tuple[dict[str, Any], dict[str, list[tup
         raise InputError(f"{file}: not a readable JSON ({error})") from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: not a Learn2Reg dataset file, which is a JSON object with lists of pairs")
-    lists: dict[str, list[tuple[str, str]]] = {}
-    for key, listed in content.items():
-        if not isinstance(listed, list) or not listed or not all(_is_pair(entry) for entry in listed):
-            continue
-        for number, pair in enumerate(listed, start=1):
-            for role in ("fixed", "moving"):
-                if not isinstance(pair[role], str) or not pair[role]:
-                    raise InputError(
-                        f"{file}: {key}: {role} of pair {number} is {pair[role]!r}; give the path of an image, as text"
-                    )
-        lists[key] = [(pair["fixed"], pair["moving"]) for pair in listed]
+    lists = {
+        key: listed
+        for key, listed in content.items()
+        if isinstance(listed, list) and listed and all(_is_pair(entry) for entry in listed)
+    }
     return content, lists
+
+
+def learn2reg_pairs(file: Path, key: str, listed: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Pairs (fixed, moving) of one list of a Learn2Reg JSON.
+
+    Raises
+    ------
+    InputError
+        If a pair is not of two paths.
+    """
+    for number, pair in enumerate(listed, start=1):
+        for role in ("fixed", "moving"):
+            if not isinstance(pair[role], str) or not pair[role]:
+                raise InputError(
+                    f"{file}: {key}: {role} of pair {number} is {pair[role]!r}; give the path of an image, as text"
+                )
+    return [(pair["fixed"], pair["moving"]) for pair in listed]
 
 
 def _is_pair(entry: Any) -> bool:
@@ -178,4 +253,7 @@ def stem(path: str | Path) -> str:
     return next((name[: -len(suffix)] for suffix in _SUFFIXES if name.lower().endswith(suffix)), Path(path).stem)
 
 
-__all__ = ["NAMES", "UNITS", "Row", "learn2reg_place", "read_learn2reg_lists", "read_rows", "read_table", "stem"]
+__all__ = [
+    *("NAMES", "SPLITS", "UNITS", "Row", "learn2reg_pairs", "learn2reg_place", "names_of_split"),
+    *("read_learn2reg_lists", "read_rows", "read_table", "start_of", "stem"),
+]

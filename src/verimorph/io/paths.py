@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from verimorph.errors import OptionError
@@ -12,22 +13,27 @@ BESIDE = Path("../shared/data")
 
 
 def expand(path: str) -> Path:
-    """Put variables into a path: ``${NAME}``, ``~``. ``${VERIMORPH_DATA}`` is the folder that holds data sets.
+    """Put variables into a path: ``$NAME``, ``${NAME}``, ``~``.
+
+    ``${VERIMORPH_DATA}`` is the folder that holds data sets.
 
     Raises
     ------
     OptionError
         For a variable that is not set.
     """
-    if "VERIMORPH_DATA" not in os.environ and BESIDE.is_dir():
-        path = path.replace("${VERIMORPH_DATA}", str(BESIDE))
-    done = os.path.expanduser(os.path.expandvars(path))
-    if "${" in done:
-        name = done.partition("${")[2].partition("}")[0]
-        raise OptionError(
-            f"{path}: the environment variable {name} is not set; set it, or write the path out (of a data set: --root)"
-        )
-    return Path(done)
+    known = {**({"VERIMORPH_DATA": str(BESIDE)} if BESIDE.is_dir() else {}), **os.environ}
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if name not in known:
+            raise OptionError(
+                f"{path}: the environment variable {name} is not set; "
+                "set it, or write the path out (of a data set: --root)"
+            )
+        return known[name]
+
+    return Path(os.path.expanduser(re.sub(r"\$(?:(\w+)|\{([^}]*)\}?)", value, path)))
 
 
 __all__ = ["BESIDE", "expand"]

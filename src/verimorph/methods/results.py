@@ -72,12 +72,11 @@ def read_results(path: str | os.PathLike = RESULTS) -> list[Row]:
 
 def record(row: Row, path: str | os.PathLike = RESULTS) -> None:
     """Add a row, or put it in the place of the one with the same method, variant, title and data."""
-    from verimorph.io.safe import replacing
+    from verimorph.io.documents import write_json
 
     rows = [old for old in read_results(path) if old.key != row.key] + [row]
     rows.sort(key=lambda one: (one.method, one.data, one.title, one.variant or ""))
-    with replacing(path) as beside:
-        beside.write_text(json.dumps([asdict(one) for one in rows], indent=1) + "\n", encoding="utf-8")
+    write_json([asdict(one) for one in rows], path)
 
 
 def row_of(card: Card, scores: Mapping[str, float], *, data: str, title: str = "", pairs: int | None = None) -> Row:

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verimorph.errors import InputError, OptionError
+from verimorph.io.pairs import SPLITS, stem
 
 if TYPE_CHECKING:
     from verimorph.data.cases import Case, Dataset
-
-SPLITS = {"val": "validation", "train": "train", "test": "test"}
-"""What the options call a split -> what data sets call it."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +29,15 @@ class PairJob:
         Names of the two images, from which a submission is named.
     inputs
         Every file that is read, by what it is: no result may take its place, and a pair is done again if one changed.
+    unit
+        What distances are measured in: ``mm`` or ``voxel``.
     """
 
     name: str
     read: Callable[[], dict[str, Any]]
     files: tuple[str, str]
     inputs: Mapping[str, Path] = field(default_factory=dict)
+    unit: str = "mm"
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,12 @@ def jobs_of_table(path: str | Path, *, data: str | Path | None = None, split: st
 
     Parameters
     ----------
-    split
-        Of a CSV: only the lines with this in their column ``split``; of a JSON: the list of pairs of that name.
+    data, split
+        As for `verimorph.evaluate.cases.read_task`.
     """
     from verimorph.evaluate.cases import read_task
 
-    file = Path(path)
-    whole = SPLITS.get(split or "", split)
-    named = {"validation": "registration_val", "test": "registration_test", "train": "training_paired_images"}
-    known = [name for name in (split, whole, named.get(str(whole))) if name is not None]
-    task = read_task(file, data=data, split=tuple(dict.fromkeys(known)))
+    task = read_task(path, data=data, split=split)
     return [_of_task(case, task.landmarks_in_voxels) for case in task.cases]
 
 
@@ -84,7 +81,6 @@ def _of_task(case: Any, in_voxels: bool) -> PairJob:
             "moving": read_image(case.moving),
             "fixed_labels": case.fixed_labels,
             "moving_labels": case.moving_labels,
-            "unit": case.unit,
         }
         for side in ("fixed", "moving"):
             where = getattr(case, f"{side}_landmarks")
@@ -94,7 +90,7 @@ def _of_task(case: Any, in_voxels: bool) -> PairJob:
                 found[f"{side}_landmarks"] = points
         return found
 
-    return PairJob(case.name, read, (case.fixed.name, case.moving.name), case.inputs())
+    return PairJob(case.name, read, (case.fixed.name, case.moving.name), case.inputs(), case.unit)
 
 
 def dataset_of(name: str, root: str | Path | None) -> Dataset:
@@ -121,7 +117,7 @@ def jobs_of_dataset(dataset: Dataset, split: str) -> list[PairJob]:
         fixed, moving = dataset.case(first), dataset.case(second)
         files = fixed.images[0].path.name, moving.images[0].path.name
         inputs = _inputs(fixed, "fixed ") | _inputs(moving, "moving ")
-        return PairJob(f"{first}-{second}", lambda: _read_pair(fixed, moving) | {"unit": dataset.units}, files, inputs)
+        return PairJob(f"{first}-{second}", lambda: _read_pair(fixed, moving), files, inputs, dataset.units)
 
     return [job(first, second) for first, second in pairs]
 
@@ -168,7 +164,6 @@ def images_of_folder(folder: str | Path) -> list[ImageJob]:
 def job_of_images(files: Sequence[Path]) -> ImageJob:
     """One image whose channels are in these files, called after the first."""
     from verimorph.io import read_image
-    from verimorph.io.pairs import stem
 
     inputs = {str(number): file for number, file in enumerate(files)}
     return ImageJob(stem(files[0]), lambda: ([read_image(file) for file in files], None), inputs=inputs)

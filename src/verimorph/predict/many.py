@@ -19,15 +19,16 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from verimorph import pipeline
-from verimorph.errors import InputError, VerimorphError, VerimorphWarning
-from verimorph.evaluate.score import flat_measures, write_json
+from verimorph.errors import InputError, ResourceError, VerimorphError, VerimorphWarning
+from verimorph.evaluate.score import flat_measures
 from verimorph.io import write_image, write_transform
+from verimorph.io.documents import write_json
 from verimorph.io.images import content_hash
 from verimorph.io.lock import locked
 from verimorph.io.safe import keep_inputs, replacing, replacing_folder
 from verimorph.memory import is_out_of_memory
 from verimorph.predict.jobs import ImageJob, PairJob
-from verimorph.predict.pair import described, identity_of, predict_pair, short_hash
+from verimorph.predict.pair import described, identity_of, predict_pair, same_model, short_hash
 from verimorph.predict.registrar import Prediction, Registrar
 from verimorph.predict.segmenter import Segmenter, with_true_labels
 from verimorph.predict.submission import field_names, write_field
@@ -94,10 +95,10 @@ def predict_many(
 ) -> Done:
     """Predict pairs, each into a folder of its name, and keep ``pairs.csv`` up to date after each.
 
-    A pair that is there already, of the same files, by the same model in the same way (start, refinement, tiles, seed)
-    and with the files now wanted, is not done again. Lines of other pairs made alike stay as long as their folders do:
-    a table is of one model. Of a pair that now fails, an earlier result of other files is set aside
-    (``NAME.outdated``).
+    A pair that is there already, of the same files, by the same model in the same way (start, refinement, tiles, seed),
+    measured in the same unit and with the files now wanted, is not done again. Lines of other pairs made alike stay as
+    long as their folders do: a table is of one model. Of a pair that now fails, for other reasons than want of memory,
+    an earlier result of other files, by another model or made in another way is set aside (``NAME.outdated``).
 
     Parameters
     ----------
@@ -139,7 +140,8 @@ def predict_many(
                     message = _told(error)
                     done.failures.append((job.name, message))
                     row = {"case": job.name, "status": "failed", "message": message}
-                    _set_aside(root, job, registrar)
+                    if not _for_want(error):
+                        _set_aside(root, job, registrar, refinement)
             else:
                 done.skipped += 1
             done.rows.append(row)
@@ -154,14 +156,11 @@ def _made_alike(
 ) -> dict[str, dict[str, Any]]:
     """Lines of an earlier run but for those of results by another model or made in another way."""
     rows, kept = read_rows(root / TABLE), {}
-    model, asked = identity_of(registrar.card), None if refinement is None else pipeline.describe(refinement)
     for name, row in rows.items():
-        told = _read_json(root / name / "provenance.json")
-        settings = told.get("settings", {})
         if row.get("status") != "ok":
             kept[name] = row
-        elif told.get("model") == model and _way(settings) == _way(described(registrar) | {"refinement": asked}):
-            kept[name] = row | _marked(model)  # tables of earlier versions do not say it
+        elif _alike(_read_json(root / name / "provenance.json"), registrar, refinement):
+            kept[name] = row | _marked(identity_of(registrar.card))  # tables of earlier versions do not say it
     ours = {job.name for job in jobs}
     strangers = [name for name in rows if name not in kept and name not in ours and (root / name).is_dir()]
     if strangers:
@@ -169,6 +168,13 @@ def _made_alike(
         text = f"{root}: holds results of another model, or made in another way ({few}), which {TABLE} leaves out; "
         warnings.warn(VerimorphWarning(text + "give each way a folder of its own"), stacklevel=3)
     return kept
+
+
+def _alike(told: Mapping[str, Any], registrar: Registrar, refinement: pipeline.Recipe | None) -> bool:
+    """Whether a result, by its provenance, is by this model and made in this way."""
+    asked = {"refinement": None if refinement is None else pipeline.describe(refinement)}
+    way = _way(described(registrar) | asked)
+    return same_model(told.get("model"), identity_of(registrar.card)) and _way(told.get("settings", {})) == way
 
 
 def _way(settings: Mapping[str, Any]) -> Any:
@@ -188,6 +194,11 @@ def _told(error: Exception) -> str:
     raise error
 
 
+def _for_want(error: Exception) -> bool:
+    """Whether an error is one of the machine, of its memory or disk, which says nothing of files."""
+    return isinstance(error, ResourceError) or is_out_of_memory(error)
+
+
 def _of_others(
     earlier: Mapping[str, dict[str, Any]], jobs: Sequence[PairJob | ImageJob], there: Callable[[str], bool]
 ) -> list[dict[str, Any]]:
@@ -200,17 +211,19 @@ OUTDATED = ".outdated"
 """Ends the name of what an earlier run made of files that have changed since, and that could not be made anew."""
 
 
-def _set_aside(root: Path, job: PairJob, registrar: Registrar) -> None:
-    """Put an earlier result of a pair that failed out of the way where it is of other files, or by another model: it
-    would be scored as this one.
+def _set_aside(root: Path, job: PairJob, registrar: Registrar, refinement: pipeline.Recipe | None) -> None:
+    """Put an earlier result of a pair that failed out of the way where it is of other files, by another model or made
+    in another way: it would be scored as this one.
 
     What cannot be read now, or could not be written, says nothing against the result that is there, which then stays.
     """
     folder = root / job.name
     provenance = _read_json(folder / "provenance.json")
     settings = provenance.get("settings", {})
-    same = provenance.get("model") == identity_of(registrar.card)
-    if "model" not in provenance or (same and not _changed(settings.get("files_sha256"), hashes(job.inputs))):
+    # Results that do not tell their tiles are of versions whose hashes were of another kind.
+    before = settings.get("files_sha256") if "tile" in settings else None
+    alike = _alike(provenance, registrar, refinement)
+    if "model" not in provenance or (alike and not _changed(before, hashes(job.inputs))):
         return
     places = [folder]
     if isinstance(settings.get("submission"), str):
@@ -305,7 +318,7 @@ def _predict(
 ) -> dict[str, Any]:
     seen: list[Prediction] = []
     read = hashes(job.inputs)
-    result = predict_pair(registrar, **job.read(), refinement=refinement, watch=seen.append)
+    result = predict_pair(registrar, **job.read(), unit=job.unit, refinement=refinement, watch=seen.append)
     result.settings["files_sha256"] = read
     if wanted.calibration is not None:
         result.assess(calibration=wanted.calibration, level=wanted.level)
@@ -415,7 +428,7 @@ def _finished(
     row: dict[str, Any],
     wanted: Wanted,
 ) -> bool:
-    """Whether an earlier run left all that is wanted of a pair, of the same files."""
+    """Whether an earlier run left all that is wanted of a pair, of the same files and in the same unit."""
     folder = root / job.name
     needed = ["transform.h5", "metrics.json", "provenance.json"]
     needed += ["moved.nii.gz"] * wanted.moved + ["field.nii.gz"] * wanted.field + ["grid.nii.gz"] * wanted.grid
@@ -428,6 +441,8 @@ def _finished(
     if wanted.submission is not None and not _has_field(root, job, wanted, provenance):
         return False
     if wanted.calibration is not None and not _assessed(folder, wanted):
+        return False
+    if _read_json(folder / "metrics.json").get("unit") != job.unit:
         return False
     return bool(provenance.get("settings", {}).get("files_sha256") == hashes(job.inputs))
 
@@ -493,8 +508,7 @@ def _check_labels(root: Path, jobs: Sequence[ImageJob]) -> None:
 
 def _note(file: Path, settings: dict[str, Any], labelled: dict[str, dict[str, str]]) -> None:
     """Write down how images are labelled, and of which files each was."""
-    with replacing(file) as beside:
-        beside.write_text(json.dumps(settings | {"files_sha256": labelled}, indent=2) + "\n", encoding="utf-8")
+    write_json(settings | {"files_sha256": labelled}, file)
 
 
 def segment_many(
@@ -527,7 +541,8 @@ def segment_many(
         settings["tile"] = segmenter.runner.tile
         settings = json.loads(json.dumps(settings))
         told = _read_json(root / SETTINGS)
-        same = {name: told.get(name) for name in settings} == settings
+        same = same_model(told.get("model"), settings["model"])
+        same = same and all(told.get(name) == value for name, value in settings.items() if name != "model")
         before, rows_before = told.get("files_sha256", {}), read_rows(root / IMAGES)
         labelled, earlier = (dict(before), rows_before) if same else ({}, {})
         others = _of_others(earlier, jobs, lambda name: (root / f"{name}.nii.gz").is_file())
@@ -566,9 +581,8 @@ def segment_many(
                 done.failures.append((job.name, message))
                 row |= {"status": "failed", "message": message}
                 ours = target.is_file() and rows_before.get(job.name, {}).get("status") == "ok"
-                if ours and (
-                    not same or _changed(before.get(job.name), read)
-                ):  # else it would be taken for one of this run
+                if ours and not _for_want(error) and (not same or _changed(before.get(job.name), read)):
+                    # It would be taken for one of this run.
                     _rename(target, root / f"{job.name}{OUTDATED}.nii.gz")
             done.rows.append(row)
             waiting = [earlier[later.name] for later in jobs[number + 1 :] if later.name in earlier]

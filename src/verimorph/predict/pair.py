@@ -156,6 +156,13 @@ def identity_of(card: Card | None) -> dict[str, Any] | None:
     }
 
 
+def same_model(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+    """Whether two identities are of one model: by its weights where both have their hash, as cards may be rewritten."""
+    if one and other and one.get("weights_sha256") and other.get("weights_sha256"):
+        return bool(one["weights_sha256"] == other["weights_sha256"])
+    return one == other
+
+
 def short_hash(weights_sha256: str | None) -> str:
     """What tables call a model by: the first digits of the hash of its weights."""
     return (weights_sha256 or "")[:12]

@@ -16,9 +16,9 @@ import torch
 from numpy import ndarray
 
 from verimorph import __version__
-from verimorph.evaluate.score import without_nan
 from verimorph.field import sample
 from verimorph.field.backend import using_threads
+from verimorph.io.documents import without_nan
 from verimorph.io.safe import replacing
 from verimorph.prepare import default_background
 from verimorph.report import charts, facts, paint, uncertainty

@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verimorph.evaluate.score import write_json
+from verimorph.io.documents import write_json
 from verimorph.io.safe import writing_folder
 from verimorph.uncertainty import plots
 
