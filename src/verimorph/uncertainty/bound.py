@@ -53,7 +53,7 @@ SPREADS = (-2.0, 1.0)
 """Between which the logarithm of the spread is kept."""
 UNITS, BATCH, STEP_LENGTH, PIECE = 48, 1024, 5e-3, 200_000
 FORMAT = 3
-"""Of kept cases and calibrations. Before 2 the traits of a pair had its mismatch where the way back is now; before 3
+"""Of calibrations. Before 2 the traits of a pair had its mismatch where the way back is now; before 3
 nothing said whether images were 2-D or 3-D."""
 ANY = "any"
 """Stands for images that resemble none of the kinds of a calibration."""

@@ -74,12 +74,14 @@ AROUND = (1.0, 4.0)
 """Widths over which distances of looks are averaged, voxels of the evidence grid."""
 PATCHES = (1.5, 4.0)
 """Of the neighbourhoods that images are compared over."""
+SOFT_PATCH = 2.5
+"""Of the neighbourhoods that smoothed images are compared over."""
 RIPPLES = (1.0, 2.0, 3.0, 5.0, 8.0)
 """Of the Gaussians that :func:`ripple` is measured with."""
 MAPS = (
     *(f"{look.name} {width:g}" for look in LOOKS for width in AROUND),
     *(f"{name} {width:g}" for width in PATCHES for name in ("mismatch", "contrast")),
-    *("texture", "stretch", "shear", "bend"),
+    *("soft mismatch", "noise", "texture", "stretch", "shear", "bend"),
     *(f"ripple {width:g}" for width in RIPPLES),
     "border",
 )
@@ -268,7 +270,10 @@ def noise_level(x: Float[Tensor, "1 1 *space"]) -> float:
     The median absolute value of a normal variable is 0.6745 of its standard deviation. Air that is exactly zero, as
     after skull stripping, says nothing and is left out.
     """
-    rough = (x - field.box_mean(x, 1)).reshape(-1)[:: max(1, x.numel() // 100_000)].abs()
+    step = max(1, x.numel() // 100_000)
+    while any(math.gcd(step, size) > 1 for size in x.shape):  # else whole slices would never be met
+        step += 1
+    rough = (x - field.box_mean(x, 1)).reshape(-1)[::step].abs()
     rough = rough[rough > 0]
     return float(rough.median()) / 0.6745 if len(rough) else 0.0
 
@@ -310,6 +315,11 @@ def _image_maps(base: Level, u: Tensor, matrix: ndarray, unit: float) -> dict[st
     for width in PATCHES:
         mismatch, contrast = _local_correlation(fixed, moved, grid, width)
         out[f"mismatch {width:g}"], out[f"contrast {width:g}"] = mismatch, contrast
+    # Noise alone hardly survives smoothing, what is out of place does: together with the mismatch, which of the two.
+    soft = [_smooth(image, grid, 1.0) for image in (fixed, moved)]
+    out["soft mismatch"] = _local_correlation(*soft, grid, SOFT_PATCH)[0]
+    rough = sum((image - one).square() for image, one in zip((fixed, moved), soft, strict=True)) / 2
+    out["noise"] = _smooth(rough, grid, PATCHES[-1]).sqrt()[0, 0]
     out["texture"] = _texture(fixed, grid)
     out["stretch"] = field.jacobian_determinant(u)[0].clamp_min(1e-3).log().abs()
     out["shear"], out["bend"] = shearing(u, grid), bending(u, grid, unit)

@@ -26,7 +26,6 @@ from verimorph.uncertainty.assess import on_evidence, traits
 from verimorph.uncertainty.bound import (
     ANY,
     FOLDS,
-    FORMAT,
     LEVELS,
     PAIRS,
     Calibration,
@@ -48,6 +47,8 @@ from verimorph.uncertainty.metrics import (
     uncertainty_calibration_error,
 )
 
+KEPT = 4
+"""Format of kept cases. Before 4 all pairs had noise and were read linearly, and two maps were not measured."""
 INSIDE, OUTSIDE = 8000, 3000
 """Voxels kept of a case, in the anatomy and around it."""
 
@@ -292,7 +293,7 @@ def write_case(case: Case, path: Path) -> None:
             ndim=np.array(p.ndim),
             spread=case.spread.astype(np.float32),
             unit_mm=np.array(case.unit_mm),
-            format=np.array(FORMAT),
+            format=np.array(KEPT),
         )
 
 
@@ -300,7 +301,7 @@ def read_case(path: Path) -> Case:
     """Read what :func:`write_case` kept."""
     try:
         with np.load(path, allow_pickle=False) as held:
-            if "format" not in held or int(held["format"]) != FORMAT:
+            if "format" not in held or int(held["format"]) != KEPT:
                 raise ValueError("of an earlier version")
             points = Points(
                 tuple(str(name) for name in held["names"]),
