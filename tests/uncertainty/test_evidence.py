@@ -9,7 +9,7 @@ import torch
 from verimorph.grid import Grid
 from verimorph.solve.pyramid import Level, Volume
 from verimorph.transform import Composite, DisplacementField, rigid
-from verimorph.uncertainty.evidence import as_field, bending, border, ripple
+from verimorph.uncertainty.evidence import _image_maps, as_field, bending, border, noise_level, ripple
 
 
 def volume(shape: tuple[int, ...], spacing: tuple[float, ...]) -> Volume:
@@ -47,6 +47,35 @@ def test_ripple_is_what_a_gaussian_takes_away(shape: tuple[int, ...]) -> None:
     assert torch.allclose(found, torch.full_like(found, 0.01 * width**2 / unit), rtol=2e-2)
     u[0, 0] = 0.3 * x
     assert ripple(u, grid, unit, width)[:, 20:-20].abs().max() < 1e-6
+
+
+def test_noise_is_read_from_all_slices() -> None:
+    """A step that divides the sides would meet the same few slices only; here these are empty."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 1, 100, 100, 100, generator=generator)
+    image[..., ::10] = 0
+    assert noise_level(image) == pytest.approx(1.0, abs=0.15)
+
+
+def test_smoothing_takes_noise_from_the_mismatch_and_leaves_what_is_out_of_place() -> None:
+    generator = torch.Generator().manual_seed(0)
+    grid = volume((40, 40, 40), (1.0, 1.0, 1.0)).grid
+    waves = [torch.sin(torch.arange(40.0) / 2.5 + k) for k in range(3)]
+    scene = (waves[0][:, None, None] + waves[1][None, :, None] + waves[2][None, None, :])[None, None]
+    noise = 0.3 * torch.randn(2, *scene.shape, generator=generator)
+    still = torch.zeros(1, 3, 40, 40, 40)
+    off = torch.full_like(still, 0.5)
+    inner = (slice(8, -8),) * 3
+
+    def medians(fixed: torch.Tensor, moving: torch.Tensor, u: torch.Tensor) -> list[float]:
+        maps = _image_maps(Level(Volume(fixed, grid), Volume(moving, grid), 1), u, np.eye(4), 1.0)
+        return [float(maps[name][inner].median()) for name in ("mismatch 1.5", "soft mismatch", "noise")]
+
+    noisy, moved = medians(scene + noise[0], scene + noise[1], still), medians(scene, scene, off)
+    assert noisy[1] < 0.2 * noisy[0]
+    assert moved[1] > 0.5 * moved[0]
+    assert noisy[2] == pytest.approx(0.3, rel=0.25)
+    assert moved[2] < 0.1
 
 
 def test_border_is_the_nearest_face_of_either_image() -> None:

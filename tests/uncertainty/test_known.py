@@ -39,6 +39,23 @@ def test_the_fixed_image_is_the_moving_one_read_through_the_truth(head: Image, s
         assert np.corrcoef(still.argsort().argsort(), shown.argsort().argsort())[0, 1] < agreement - 0.05
 
 
+def test_one_of_four_is_a_copy_without_noise_read_linearly_or_by_splines(head: Image) -> None:
+    """Its moving image is the image itself, and its fixed one the image read through the truth, value by value."""
+    ways = set()
+    for seed in (3, 7, 11, 15):
+        pair = known_pair(head, seed=seed)
+        assert np.allclose(pair.moving.array, head.array, atol=1e-3)
+        away = {
+            way: float(np.abs(pair.truth.resample(head, head.grid, interpolation=way).array - pair.fixed.array).max())
+            for way in ("linear", "cubic")
+        }
+        assert min(away.values()) < 1e-2 < max(away.values()), away
+        ways.add(min(away, key=lambda way: away[way]))
+    assert ways == {"linear", "cubic"}
+    noisy = known_pair(head, seed=4)
+    assert np.abs(noisy.moving.array - head.array).max() > 1
+
+
 def test_some_pairs_move_as_a_whole_and_some_in_a_part(head: Image) -> None:
     """A heart moves in a chest that does not; a bound that has never seen that is too small there."""
     shares = []
