@@ -3,8 +3,8 @@
     python bench/other_deformations.py measure runs/other          pairs of every kind; goes on where it stopped
     python bench/other_deformations.py table runs/other            coverage by kind, and by distance to the border
 
-The packaged calibration was learned on sums of bumps and on smoothed noise within the anatomy. Here all is made and
-applied by other code (SciPy), in three families:
+The packaged calibration was learned on sums of bumps, on smoothed noise, and on copies without noise. Here all is made
+and applied by other code (SciPy), in three families, of which only the second is like one that was learned from:
 
 ``spline``: a cubic spline through random values at 5 to 9 control points along the longest axis of the image, without
 an affine part; what comes in from outside the image is air; Rician noise, the contrast stays.

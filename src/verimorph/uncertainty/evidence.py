@@ -1,9 +1,9 @@
 """What can be known about the error of a registration without knowing the truth: independent looks, and the images.
 
-A *look* is a quick registration of the same two images, at half or a quarter of the resolution, with noise added and
-the start knocked off its place; or from the moving image to the fixed one. Where looks and result disagree, something
-is not determined by the images. What looks cannot see (they share the images' lack of texture) is read from the images:
-the structure tensor, the local correlation that is left, the stretch of the field.
+A *look* is a quick registration of the same two images, at half or a quarter of the resolution (small images: all or
+half of it), the start knocked off its place; with noise added, or from the moving image to the fixed one. Where looks
+and result disagree, something is not determined by the images. What looks cannot see (they share the images' lack of
+texture) is read from the images: the structure tensor, the local correlation that is left, the stretch of the field.
 
 Every quantity is a map on the evidence grid (the fixed grid at about half resolution), lengths in units of the fixed
 grid's mean voxel, so that one calibration serves images of any size.
