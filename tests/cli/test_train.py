@@ -141,12 +141,23 @@ def test_methods_lists_all_with_their_citation(verimorph):
     listed = json.loads(verimorph("methods", "--json").out)
     assert [one["name"] for one in listed] == list(METHODS)
     assert all(one["citation"]["year"] > 2000 for one in listed)
-    table = verimorph("methods").out
-    assert all(name in table for name in METHODS)
+    shown = verimorph("methods").out
+    assert all(name in shown for name in METHODS)
     one = verimorph("methods", "transmorph").out
     for words in ("Chen", "10.1016/j.media.2022.102615", "verimorph[train]", "bspline", "Our figures"):
         assert words in one
     verimorph("methods", "transmorf").assert_user_error("did you mean 'transmorph'")
+
+
+@pytest.mark.parametrize("words", [(), ("estienne",)])
+def test_nothing_of_a_list_of_methods_is_cut_off(verimorph, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = verimorph("methods", *words).out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+    table = shown[shown.find("Variants") :] if words else shown  # sentences before it are left to the terminal
+    assert max(map(len, table.splitlines())) <= 80
+    for name in METHODS if not words else ("hippocampus-pretrained", "pretrained-noisy-labels"):
+        assert name in shown
 
 
 def test_figures_come_from_predictions_alone(verimorph, tmp_path):

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from verimorph.methods import Method
     from verimorph.methods.results import Row
 
+#: Which measures of ours are printed, and under which heading.
+_SHOWN = {"dice": "Dice", "dice_before": "before", "folding_percent": "folds %", "seconds": "seconds"}
+
 app = application()
 
 
@@ -71,60 +74,47 @@ def methods(
         _all(chosen, rows)
 
 
-def _best(rows: list[Row], name: str) -> tuple[str, str]:
-    """The highest Dice of our figures for a method, and on what."""
-    own = [row for row in rows if row.method == name and "dice" in row.measures]
-    if not own:
-        return "-", ""
-    top = max(own, key=lambda row: row.measures["dice"])
-    return f"{top.measures['dice']:.3f}", top.data
-
-
-def _published(one: Method) -> tuple[str, str]:
-    found = [figure for figure in one.published if figure.measure.startswith("dice")]
-    if not found:
-        return "-", ""
-    top = max(found, key=lambda figure: figure.value)
-    return f"{top.value:.3f}", top.data
+def _figures(one: Method, rows: list[Row]) -> str:
+    """The highest Dice of the paper and the highest of ours, and on what."""
+    told = [(figure.value, figure.data) for figure in one.published if figure.measure.startswith("dice")]
+    ours = [(row.measures["dice"], row.data) for row in rows if row.method == one.name and "dice" in row.measures]
+    found = [(*max(figures), whose) for figures, whose in ((told, "published"), (ours, "ours")) if figures]
+    return "; ".join(f"{value:.3f} {whose} ({data})" for value, data, whose in found) or "-"
 
 
 def _size(count: int | None) -> str:
     if count is None:
-        return "-"
+        return "not published"
     return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"
 
 
 def _all(chosen: list[Method], rows: list[Row]) -> None:
+    """A few lines for each method: they read alike on a terminal of any width."""
     from rich.console import Console
+    from rich.padding import Padding
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    table.add_column("what")
-    table.add_column("published in")
-    for heading in ("size", "Dice, published", "Dice, ours"):
-        table.add_column(heading, justify="right")
-    table.add_column("extra")
+    console = Console(highlight=False)
     for one in chosen:
-        told, where = _published(one)
-        ours, there = _best(rows, one.name)
         names = one.citation.authors.split(",")
         first = names[0] + (" et al." if len(names) > 1 else "")
-        table.add_row(
-            one.name,
-            one.summary,
-            f"{first} {one.citation.year}",
-            _size(one.parameters),
-            f"{told}\n{where}" if where else told,
-            f"{ours}\n{there}" if there else ours,
-            ", ".join(one.needs),
-        )
-    Console(highlight=False).print(table)
+        console.print(Text.assemble((one.name, "bold"), f"  {first} {one.citation.year}"))
+        facts = Table.grid(padding=(0, 2, 0, 0))
+        facts.add_column(style="dim", no_wrap=True)
+        facts.add_column()
+        facts.add_row("what", Text(one.summary))
+        facts.add_row("parameters", _size(one.parameters))
+        facts.add_row("highest Dice", Text(_figures(one, rows)))
+        if one.needs:
+            facts.add_row("needs", Text(f"verimorph[{','.join(one.needs)}]"))
+        console.print(Padding(facts, (0, 0, 0, 2)))
 
 
 def _one(one: Method, rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
     cited = one.citation
@@ -140,32 +130,37 @@ def _one(one: Method, rows: list[Row]) -> None:
     settings = ", ".join(f"{key}={_plain(value)}" for key, value in one.settings().items())
     console.print(f"settings: {settings}", markup=False)
 
-    def show(title: str, headings: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> None:
+    def show(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]], *, numbers: int = 0) -> None:
+        """Print a table whose last ``numbers`` columns are numbers; names are never broken."""
         console.print(f"\n[bold]{title}[/bold]")
-        table = Table(*headings, box=None, header_style="dim", pad_edge=False)
+        table = Table(box=None, header_style="dim", pad_edge=False)
+        for place, heading in enumerate(headings):
+            number = place >= len(headings) - numbers
+            whole = number or heading in ("name", "variant")
+            table.add_column(heading, justify="right" if number else "left", no_wrap=whole, overflow="fold")
         for line in lines or [("-",) * len(headings)]:
-            table.add_row(*line)
+            table.add_row(*map(Text, line))
         console.print(table)
 
     if one.variants:
         show("Variants", ("name", "what"), [(key, value.summary) for key, value in one.variants.items()])
-    figures = [(figure.data, figure.measure, f"{figure.value:.4g}", figure.source) for figure in one.published]
-    show("Published figures", ("data", "measure", "value", "source"), figures)
-    show(
-        "Our figures",
-        ("data", "experiment", "variant", "measures"),
-        [_ours(row) for row in rows if row.method == one.name],
-    )
+    figures = [(figure.data, figure.measure, figure.source, f"{figure.value:.4g}") for figure in one.published]
+    show("Published figures", ("data", "measure", "source", "value"), figures, numbers=1)
+    own = [row for row in rows if row.method == one.name]
+    headings = ("experiment", "variant", *_SHOWN.values())
+    for data in dict.fromkeys(row.data for row in own):
+        measured = [
+            (row.title or "-", row.variant or "-", *(_digits(row.measures.get(name)) for name in _SHOWN))
+            for row in own
+            if row.data == data
+        ]
+        show(f"Our figures on {data}", headings, measured, numbers=len(_SHOWN))
+    if not own:
+        show("Our figures", headings, [], numbers=len(_SHOWN))
 
 
-def _ours(row: Row) -> tuple[str, str, str, str]:
-    shown = [
-        name
-        for name in ("dice", "dice_before", "folding_percent", "sd_log_jacobian", "seconds")
-        if name in row.measures
-    ]
-    measures = ", ".join(f"{name} {row.measures[name]:.4g}" for name in shown)
-    return row.data, row.title or "-", row.variant or "-", measures
+def _digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _plain(value: Any) -> str:
