@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import warnings
+
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -54,6 +58,18 @@ def test_instance_normalisation_keeps_half_precision_under_autocast():
     assert found.dtype == torch.bfloat16
     expected = nn.InstanceNorm3d(3)(x.bfloat16().double())  # of the rounded values, exactly
     torch.testing.assert_close(found.double(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_instance_normalisation_is_one_operation_where_it_is_traced_for_onnx(monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    held = io.BytesIO()
+    volume = torch.rand(1, 2, 4, 4, 4)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(blocks.InstanceNorm(), (volume,), held, dynamo=False, opset_version=20)
+    held.seek(0)
+    assert "InstanceNormalization" in {node.op_type for node in onnx.load(held).graph.node}
 
 
 def test_instance_normalisation_takes_a_single_voxel_in_training():

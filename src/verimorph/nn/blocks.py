@@ -155,7 +155,8 @@ class InstanceNorm(nn.Module):
 
         Autocast would raise bfloat16 features to float32 and write them back as such, twice the memory for nothing.
         """
-        groups = x.shape[1]  # one group a channel; the functional form does not count voxels
+        # One group a channel; the functional form does not count voxels. A number also while a graph is traced.
+        groups = int(x.shape[1])
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
