@@ -126,13 +126,18 @@ def test_a_list_goes_on_after_a_failure_and_resumes(verimorph, model, table, tmp
     # Another model's result does not count.
     other = save(tmp_path / "other", seed=1)
     outcome = verimorph("predict", other, "--pairs", table, "-o", out, "--save-moved", "--split", "val")
-    assert "were there already" not in outcome.out
+    assert "there already" not in outcome.out
     assert moved.stat().st_mtime_ns != before
     # A table is of one model: of the pair of the other split the result stays, and its line does not.
     assert "holds results of another model, or made in another way (back)" in outcome.err
     assert (out / "back" / "transform.h5").is_file()
     assert [(row["case"], row["model"]) for row in rows(out / "pairs.csv")] == [("there", hash_of(other)), ("lost", "")]
     words = ("predict", other, "--pairs", table, "-o", out)
+    lone = tmp_path / "lone.csv"
+    lone.write_text("fixed,moving\nnothing.nii.gz,nothing.nii.gz\n")
+    outcome = verimorph("predict", other, "--pairs", lone, "-o", tmp_path / "none")
+    assert outcome.err.endswith("error: 1 of 1 pair failed\n")
+    assert "Results" not in outcome.out
     assert verimorph(*words, "--split", "train").code == 0
     assert {row["model"] for row in rows(out / "pairs.csv")} == {hash_of(other)}
     # Of the same model line and folder stay, as long as both are there.
@@ -147,8 +152,8 @@ def test_a_list_goes_on_after_a_failure_and_resumes(verimorph, model, table, tmp
 def test_what_was_made_in_another_way_is_done_again(verimorph, model, table, tmp_path, more):
     words = ("predict", model, "--pairs", table, "-o", tmp_path / "out", "--train")
     assert verimorph(*words).code == 0
-    assert "were there already" not in verimorph(*words, *more).out
-    assert "were there already" in verimorph(*words, *more).out
+    assert "there already" not in verimorph(*words, *more).out
+    assert "there already" in verimorph(*words, *more).out
     provenance = json.loads((tmp_path / "out" / "back" / "provenance.json").read_text())
     assert provenance["seed"] == (3 if "--seed" in more else 0)
 
@@ -213,7 +218,7 @@ def test_hashes_of_earlier_versions_say_nothing_against_a_result(verimorph, pred
 def test_a_model_is_known_by_its_weights(verimorph, predicted, model):
     card = json.loads((model / "card.json").read_text())
     (model / "card.json").write_text(json.dumps(card | {"licence": "MIT", "verimorph": "0.0.1"}))
-    assert "were there already" in verimorph(*predicted[0]).out
+    assert "there already" in verimorph(*predicted[0]).out
 
 
 def test_what_register_wrote_stays_when_a_pair_of_its_name_fails(verimorph, model, pair, tmp_path):
@@ -252,9 +257,9 @@ def test_each_pair_of_a_list_says_how_sure_it_is(verimorph, model, table, tmp_pa
     file = out / "back" / "error_mm.nii.gz"
     assert np.asarray(nib.load(file).dataobj).min() > 0
     assert (out / "back" / "label_uncertainty.nii.gz").exists()
-    assert "1 pairs were there already" in verimorph(*words).out
+    assert "1 pair was there already" in verimorph(*words).out
     before = file.stat().st_mtime_ns
-    assert "were there already" not in verimorph(*words, "--level", 0.5).out
+    assert "there already" not in verimorph(*words, "--level", 0.5).out
     assert file.stat().st_mtime_ns != before
     # Broken or not is for --strict to say.
     assert verimorph(*words, "--level", 0.5, "--strict").code == (3 if row["verdict"] == "fail" else 0)
@@ -371,16 +376,16 @@ def test_what_changed_since_is_done_again(verimorph, model, segmenter, pair, tab
     single = ("predict", segmenter, "--image", pair[0], "-o", labels)
     for command in (words, single):
         assert verimorph(*command).code == 0
-        assert "were there already" in verimorph(*command).out
+        assert "there already" in verimorph(*command).out
     dice = rows(out / "pairs.csv")[0]["dice"]
     file = tmp_path / "fixed_labels.nii.gz"
     found = nib.load(file)
     nib.save(nib.Nifti1Image(np.roll(np.asarray(found.dataobj), 3, 0), found.affine), file)
-    assert "were there already" not in verimorph(*words).out
+    assert "there already" not in verimorph(*words).out
     assert rows(out / "pairs.csv")[0]["dice"] != dice
-    assert "were there already" in verimorph(*single).out
+    assert "there already" in verimorph(*single).out
     shutil.copy(pair[1], pair[0])
-    assert "were there already" not in verimorph(*single).out
+    assert "there already" not in verimorph(*single).out
 
 
 def test_submission_names_are_checked_before_anything_is_predicted(verimorph, model, pair, tmp_path):
@@ -409,6 +414,7 @@ def test_options_that_cannot_act_are_refused(verimorph, model, segmenter, pair, 
     verimorph(*one, "--keep-true").assert_user_error("--keep-true is of label maps")
     verimorph(*one, "--data", tmp_path).assert_user_error("--data is", "give --pairs")
     verimorph(*many, "--fixed-labels", fixed).assert_user_error("--fixed-labels is of one pair")
+    verimorph(*one, "--fixed-labels", fixed).assert_user_error("--fixed-labels is compared", "give --moving-labels")
     for more in (
         ("--refine", 3),
         ("--seed", 1),
@@ -425,10 +431,10 @@ def test_options_that_cannot_act_are_refused(verimorph, model, segmenter, pair, 
     verimorph(*one, "--start", flat).assert_user_error("is 2-D, the model is 3-D")
     assert not out.exists()
     assert verimorph(*many, "--train").code == 0
-    assert "were there already" not in verimorph(*many, "--train", "--save-all", "--no-report").out
+    assert "there already" not in verimorph(*many, "--train", "--save-all", "--no-report").out
     assert {"moved.nii.gz", "inverse.h5", "jacobian.nii.gz"} <= {file.name for file in (out / "back").iterdir()}
     assert not (out / "back" / "report.html").exists()
-    assert "were there already" in verimorph(*many, "--train", "--save-all", "--no-report").out
+    assert "there already" in verimorph(*many, "--train", "--save-all", "--no-report").out
 
 
 def test_distances_are_in_the_units_of_the_list(verimorph, model, pair, tmp_path):
@@ -448,7 +454,7 @@ def test_distances_are_in_the_units_of_the_list(verimorph, model, pair, tmp_path
     assert voxel["tre_mean_mm"] == mm["tre_mean_voxel"] == ""
     assert json.loads((out / "a" / "metrics.json").read_text())["unit"] == "voxel"
     listing.write_text(listing.read_text().replace("voxel", "mm"))  # what was measured in another unit is done again
-    assert "1 pairs were there already" in verimorph("predict", model, "--pairs", listing, "-o", out).out
+    assert "1 pair was there already" in verimorph("predict", model, "--pairs", listing, "-o", out).out
     assert [set(row) & {"tre_mean_voxel", "tre_mean_mm"} for row in rows(out / "pairs.csv")] == 2 * [{"tre_mean_mm"}]
 
 
@@ -503,6 +509,7 @@ def test_refusals_are_one_line(verimorph, model, pair, tmp_path, monkeypatch):
     out = tmp_path / "out"
     words = ("-f", fixed, "-m", moving, "-o", out)
     verimorph("predict", tmp_path / "nowhere", *words).assert_user_error("no such folder")
+    verimorph("predict", "voxelmorph", *words).assert_user_error("'voxelmorph' is a method", "train it first")
     verimorph("predict", model, "-o", out).assert_user_error("give one of")
     verimorph("predict", model, "-f", fixed, "-o", out).assert_user_error("--moving is missing")
     verimorph("predict", model, *words, "--refine", 0).assert_user_error("--refine is 0")

@@ -147,7 +147,7 @@ def _replace_weights(folder: Path, change) -> None:
     [
         (lambda t: t.pop("norm.weight"), "lacks norm.weight"),
         (lambda t: t.update(more=torch.zeros(1)), "has more than wanted: more"),
-        (lambda t: t.update({"norm.weight": torch.zeros(9)}), r"'norm.weight' has shape \(9,\)"),
+        (lambda t: t.update({"norm.weight": torch.zeros(9)}), r"the file has 'norm.weight' of shape \(9,\)"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path, change, message):

@@ -767,7 +767,7 @@ def test_training_starts_from_a_trained_model(tmp_path, phantoms):
     assert torch.equal(other.encoder[0].weight, trained.encoder[0].weight)
     wider = TinyNet(width=6)
     wider.head = nn.Conv2d(6, 3, 3)
-    with pytest.raises(InputError, match=r"'head.weight' has shape.*strict: false"):
+    with pytest.raises(InputError, match=r"it has 'head.weight' of shape.*strict: false"):
         start_weights(wider, str(tmp_path / "run"))
     assert start_weights(wider, str(tmp_path / "run"), strict=False) == 2
     with pytest.raises(InputError, match="none of its weights fits"):

@@ -250,6 +250,8 @@ def predict(
     if not fixed and not moving:
         refuse(scores, "of one pair (-f and -m); a list has columns for them, a data set brings its own")
         refuse({"--volume": volume is not None}, "of one pair (-f and -m); save the volume as a file of its own")
+    if moving_labels is None:
+        refuse({"--fixed-labels": fixed_labels}, "compared with those of the moving image; give --moving-labels")
 
     from verimorph.io.safe import require_writable
     from verimorph.methods.checkpoint import read_card
@@ -482,17 +484,28 @@ def _summary(done: Done, means: dict[str, float], output: Path, what: str) -> No
 
     console = Console(highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(f"mean of {len(done.rows) - len(done.failures)} {what}")
+    table.add_column(f"mean of {_counted(len(done.rows) - len(done.failures), what)}")
     table.add_column("", justify="right")
     for name, value in means.items():
         table.add_row(name.replace("_", " "), f"{value:.4g}")
     if means:
         console.print(table)
     if done.skipped:
-        console.print(f"{done.skipped} {what} were there already")
-    console.print(f"Results in {output}", soft_wrap=True)
+        console.print(f"{_counted(done.skipped, what)} {'was' if done.skipped == 1 else 'were'} there already")
+    if len(done.failures) < len(done.rows):
+        console.print(f"Results in {output}", soft_wrap=True)
     if done.failures:
         for name, message in done.failures:
             say("failed", f"{name}: {message}")
-        say("error", f"{len(done.failures)} of {len(done.rows)} {what} failed; the others are in {output}")
+        some = f"{len(done.failures)} of {_counted(len(done.rows), what)} failed"
+        say("error", f"{some}; the others are in {output}" if len(done.failures) < len(done.rows) else some)
         raise typer.Exit(USER_ERROR)
+
+
+def _counted(count: int, what: str) -> str:
+    """Read a number with its plural.
+
+    >>> _counted(1, "pairs"), _counted(2, "pairs")
+    ('1 pair', '2 pairs')
+    """
+    return f"{count} {what.removesuffix('s') if count == 1 else what}"

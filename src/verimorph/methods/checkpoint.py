@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from verimorph.errors import InputError, OptionError
 from verimorph.io.safe import replacing_folder
-from verimorph.methods import method
+from verimorph.methods import METHODS, method
 from verimorph.methods.card import Card, render
 
 WEIGHTS, CARD, README = "model.safetensors", "card.json", "README.md"
@@ -96,6 +96,11 @@ def read_card(path: str | os.PathLike, *, expect_method: str | None = None, need
                 "(pickled checkpoints are never loaded, as reading them can run code)"
             )
     if not folder.is_dir():
+        if str(path) in METHODS:
+            raise InputError(
+                f"'{path}' is a method, and none comes trained; train it first ('verimorph train {path} ...'), then "
+                "give the folder of that model"
+            )
         raise InputError(f"{folder}: there is no such folder; give the folder of a trained model")
     for name in (CARD, WEIGHTS) if needs_weights else (CARD,):
         if not (folder / name).is_file():
@@ -149,7 +154,7 @@ def describe_mismatch(module: nn.Module, tensors: Mapping[str, Tensor]) -> str |
             return f"{words} {', '.join(shown[:3])}{rest}"
     for name, tensor in own.items():
         if tensor.shape != tensors[name].shape:
-            return f"'{name}' has shape {tuple(tensors[name].shape)}, the network needs {tuple(tensor.shape)}"
+            return f"has '{name}' of shape {tuple(tensors[name].shape)}, the network needs {tuple(tensor.shape)}"
     return None
 
 
