@@ -68,6 +68,25 @@ def test_a_dry_run_shows_and_writes_nothing(verimorph, folder, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_segmentation_method_takes_images_one_by_one(verimorph, folder, tmp_path, listed):
+    for image in sorted(folder.glob("scan*.nii.gz")):
+        found = nibabel.load(image)
+        labels = (np.asarray(found.dataobj) > 300).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(labels, found.affine), folder / image.name.replace("scan", "labels"))
+    source = ("--folder", folder, "--images", "scan{id}.nii.gz", "--labels", "labels{id}.nii.gz")
+    if listed:
+        table = tmp_path / "pairs.csv"
+        names = "scan0.nii.gz,scan1.nii.gz,labels0.nii.gz,labels1.nii.gz"
+        table.write_text(f"fixed,moving,fixed_labels,moving_labels\n{names}\n")
+        source = ("--pairs", table)
+    words = ("--shape", "16x16x16", "--set", "model.channel_multiplication=1", "--steps", 1, "--device", "cpu")
+    done = verimorph("train", "estienne-segmentation", *source, *words, "-o", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert f"{2 if listed else 3} images" in done.err
+    assert Card.from_json((tmp_path / "run" / "model" / "card.json").read_bytes()).task == "segmentation"
+
+
 @pytest.mark.parametrize("paired", [False, True])
 def test_a_learn2reg_file_is_trained_on(verimorph, folder, tmp_path, paired):
     images = sorted(file.name for file in folder.glob("*.nii.gz"))
@@ -119,6 +138,11 @@ def test_the_recipe_says_what_the_command_line_did(verimorph, folder, tmp_path, 
         (["voxelmorf", "--pairs", "p.csv"], "did you mean 'voxelmorph'"),
         (["voxelmorph"], "say what 'voxelmorph' is trained on"),
         ([], "say what to train"),
+        (["--resume", "-o", "x"], "x: holds no run to go on with"),
+        (
+            ["voxelmorph", "--folder", "here", "-j", "1", "--set", "optimiser.momentum=0.9"],
+            "'adam' has no setting 'momentum'",
+        ),
         (["voxelmorph", "--pairs", "p.csv", "--folder", "f"], "two sources"),
         (["nothing.yaml", "-o", "x"], "no such recipe"),
         (["voxelmorph", "--folder", "here", "-o", "x", "--set", "stesp=3"], "did you mean 'steps'"),

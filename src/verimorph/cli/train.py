@@ -94,7 +94,7 @@ def train(
         str | None, option("--precision", value="NAME", text="32-true, bf16-mixed, 16-mixed, gpu-bf16.", panel=_MACHINE)
     ] = None,
     threads: Annotated[
-        int | None, option("--threads", value="N", text="Processor threads; default all.", panel=_MACHINE)
+        int | None, option("-j", "--threads", value="N", text="Processor cores to use; default: all.", panel=_MACHINE)
     ] = None,
 ) -> None:
     """Train a method, or run a recipe.
@@ -147,7 +147,7 @@ def _recipe(
     precision: str | None,
     resume: bool,
 ) -> Recipe:
-    from verimorph.methods import METHODS
+    from verimorph.methods import METHODS, method
     from verimorph.train.recipe import merged, read_recipe, settle
 
     data = _data(source)
@@ -162,11 +162,15 @@ def _recipe(
         if not resume or output is None:
             raise OptionError("say what to train: a method or a recipe; or --resume -o FOLDER to go on with a run")
         name = str(output / "recipe.yaml")
+        if not Path(name).is_file():
+            raise OptionError(f"{output}: holds no run to go on with; give the folder of one, or say what to train")
     if name in METHODS:
         if not data:
             raise OptionError(
                 f"say what '{name}' is trained on: --pairs FILE, --folder FOLDER, or --dataset NAME --root FOLDER"
             )
+        if method(name).task == "segmentation":
+            data.pop("pairs", None)  # of a list the images alone count
         defaults: dict[str, Any] = {"method": name, "validate_every": 500, "precision": "gpu-bf16"}
         if source["dataset"] is None:  # a named set brings the voxel size that suits it
             defaults["data"] = {"preparation": {"spacing_mm": None}}

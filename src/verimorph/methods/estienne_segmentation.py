@@ -44,7 +44,7 @@ METHOD = Method(
     citation=REGISTRATION.citation,
     build=build,
     objective=("partial_dice:squared=true,smooth=1.0",),
-    scheme={"optimiser": {"name": "adam", "lr": 1e-4}, "batch": 3},
+    scheme={"optimiser": {"name": "adam", "lr": 1e-4}, "batch": 3, "data": {"pairs": {"kind": "single"}}},
     variants={
         "dice-cross-entropy": Variant(
             "Dice and cross-entropy, for data with all labels drawn: steadier where classes are small",

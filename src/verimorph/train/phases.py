@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -73,6 +74,10 @@ class Optimiser:
 
     def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The torch optimiser over some weights."""
+        known = [name for name in inspect.signature(OPTIMISERS[self.name]).parameters if name not in ("params", "lr")]
+        for name in self.settings:
+            if name not in known:
+                raise OptionError(f"optimiser '{self.name}' has no setting '{name}'{nearest(name, known)}")
         try:
             return OPTIMISERS[self.name](parameters, lr=self.lr, **self.settings)
         except (TypeError, ValueError) as error:
