@@ -36,7 +36,9 @@ def export(
         float, option("--tolerance", value="X", text="Largest difference from the original, voxels.")
     ] = 1e-3,
     all_outputs: Annotated[bool, flag("--all-outputs", text="Also raw outputs, such as the velocity.")] = False,
-    threads: Annotated[int | None, option("-j", "--threads", value="N", text="Processor cores to use.")] = None,
+    threads: Annotated[
+        int | None, option("-j", "--threads", value="N", text="Processor cores to use; default: all.")
+    ] = None,
 ) -> None:
     """Write a trained network as one file for other programs, and check that it gives the same.
 

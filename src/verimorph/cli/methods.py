@@ -44,7 +44,7 @@ def methods(
         Path | None, option("--model", value="FOLDER", text="The model that made them; its card is enough.")
     ] = None,
     data: Annotated[str | None, option("--data", value="NAME", text="What it was scored on.")] = None,
-    title: Annotated[str, option("--title", value="TEXT", text="Of the experiment.")] = "",
+    title: Annotated[str, option("--title", value="TEXT", text="Name of the experiment.")] = "",
     results: Annotated[
         Path | None, option("--results", value="FILE", text="Table of our figures; default: the packaged one.")
     ] = None,

@@ -35,6 +35,7 @@ _PAIR = "One pair"
 _MANY = "Many pairs"
 _IMAGES = "Segmentation models"
 _REFINE = "Refinement on the pair at hand"
+_START = "Before the model"
 _SURE = "How sure"
 _OUTPUT = "Output"
 _MACHINE = "Machine"
@@ -136,7 +137,12 @@ def predict(
     ] = None,
     levels: Annotated[
         str | None,
-        option("--levels", value="1", text="Shrink factors, default 2x1; of one N half above 1.", panel=_REFINE),
+        option(
+            "--levels",
+            value="4x2x1",
+            text="Shrink factors; default: 2x1. Those above 1 get half of a single N.",
+            panel=_REFINE,
+        ),
     ] = None,
     start: Annotated[
         str | None,
@@ -144,7 +150,7 @@ def predict(
             "--start",
             value="NAME|FILE",
             text="Another start than the model's: none, centres, rigid, affine, or a linear transform file.",
-            panel=_OUTPUT,
+            panel=_START,
         ),
     ] = None,
     uncertainty: Annotated[

@@ -48,7 +48,12 @@ def train(
     output: Annotated[
         Path | None, option("-o", "--output", value="FOLDER", text="The run: log, checkpoints, the best model.")
     ] = None,
-    variant: Annotated[str | None, option("--variant", value="NAME", text="Of the method.", panel=_HOW)] = None,
+    variant: Annotated[
+        str | None,
+        option(
+            "--variant", value="NAME", text="Variant of the method; 'verimorph methods METHOD' lists them.", panel=_HOW
+        ),
+    ] = None,
     pairs: Annotated[
         Path | None,
         option("--pairs", value="FILE", text="CSV of pairs, or a Learn2Reg dataset JSON.", panel=_DATA),
@@ -58,13 +63,23 @@ def train(
     ] = None,
     images: Annotated[
         str | None,
-        option("--images", value="PATTERN", text="Its images; default {id}.nii.gz.", panel=_DATA),
+        option("--images", value="PATTERN", text="Which of its files are images; default: {id}.nii.gz.", panel=_DATA),
     ] = None,
     labels: Annotated[
-        str | None, option("--labels", value="PATTERN", text="Which are their label maps.", panel=_DATA)
+        str | None,
+        option(
+            "--labels", value="PATTERN", text="Which are their label maps, such as {id}_labels.nii.gz.", panel=_DATA
+        ),
     ] = None,
-    dataset: Annotated[str | None, option("--dataset", value="NAME", text="A named data set.", panel=_DATA)] = None,
-    root: Annotated[Path | None, option("--root", value="FOLDER", text="Where it lies.", panel=_DATA)] = None,
+    dataset: Annotated[
+        str | None, option("--dataset", value="NAME", text="A known data set, such as l2r_abdomen_ct.", panel=_DATA)
+    ] = None,
+    root: Annotated[
+        Path | None,
+        option(
+            "--root", value="FOLDER", text="Where the data set lies, or relative names in a list start.", panel=_DATA
+        ),
+    ] = None,
     validation: Annotated[
         str | None,
         option("--validation", value="NAME", text="List of pairs or split that says which model is best.", panel=_DATA),
