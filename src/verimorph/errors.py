@@ -47,6 +47,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     >>> nearest("lnc", ["lncc", "mse"])
     "; did you mean 'lncc'?"
     """
-    names = sorted(known)
+    names = sorted(set(known))
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"

@@ -423,6 +423,7 @@ def test_options_that_cannot_act_are_refused(verimorph, model, segmenter, pair, 
         ("--save-field",),
     ):
         verimorph(*single, *more).assert_user_error(f"{more[0]} is of registrations")
+    verimorph(*single, "--largest", "4,9").assert_user_error("draws no label 9; its labels are 4, 300")
     verimorph(*single, "--tile", "16x16").assert_user_error("--tile has 2 sides")
     verimorph(*one, "--tile", "0x0x0").assert_user_error("--tile is '0x0x0'")
     verimorph("export", model, "-o", tmp_path / "n.pt", "--shape", "0x0x0").assert_user_error("--shape is '0x0x0'")

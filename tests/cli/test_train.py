@@ -59,6 +59,10 @@ def test_a_method_is_trained_on_a_folder_and_goes_on(verimorph, folder, tmp_path
     assert (run / "recipe.yaml").read_text(encoding="utf-8").startswith("# verimorph ")
 
 
+def test_the_size_of_the_grid_is_asked_for(verimorph, folder):
+    verimorph("train", "voxelmorph", "--folder", folder, "--dry-run").assert_user_error("shape is missing", "--shape")
+
+
 def test_a_dry_run_shows_and_writes_nothing(verimorph, folder, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     shown = verimorph("train", "voxelmorph", "--folder", folder, *SMALL, "--dry-run", "--set", "optimiser.lr=3e-4")
@@ -66,6 +70,19 @@ def test_a_dry_run_shows_and_writes_nothing(verimorph, folder, tmp_path):
     assert "parameters" in shown.err
     assert "lr: 0.0003" in shown.out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_trained_is_said_in_one_line(verimorph, folder, tmp_path):
+    listing = tmp_path / "pairs.csv"
+    listing.write_text("fixed,moving,split\nscan0.nii.gz,scan1.nii.gz,train\nscan1.nii.gz,scan2.nii.gz,validation\n")
+    parts = "parts=[{match: features, turns: 1}, {match: head, turns: 1, objective: pearson+tv}]"
+    words = ("--pairs", listing, "--shape", "16x16x16", "--dry-run", "--set", parts, "--set", "objective=mse+mse+tv")
+    shown = verimorph("train", "voxelmorph", *words, "--validation", "val", "--device", "cpu")
+    assert shown.code == 0, shown.err
+    assert shown.err.rstrip().endswith("steps; mse + tv + pearson")
+    words = ("--shape", "16x16x16", "--dry-run", "--set", "data.synthetic={kind: shapes}")
+    shown = verimorph("train", "voxelmorph", *words, "--device", "cpu")
+    assert "synthetic images of random shapes, 16x16x16, batch" in shown.err
 
 
 @pytest.mark.parametrize("listed", [False, True])

@@ -15,6 +15,7 @@ from verimorph.cli.runtime import (
     USER_ERROR,
     VERDICT_FAIL,
     choose,
+    counted,
     refuse,
     refuse_uncertainty_options,
     say,
@@ -461,6 +462,11 @@ def _segment(
     check_device(device)
     segmenter = Segmenter.load(model, device=device, tile=tile)
     _check_tile(tile, segmenter.preparation.ndim)
+    drawn = {value for value in segmenter.values or () if value}
+    strangers = sorted(set(kept) - drawn) if drawn and isinstance(kept, list) else []
+    if strangers:
+        labels = ", ".join(map(str, sorted(drawn)))
+        raise OptionError(f"--largest: the model draws no label {strangers[0]}; its labels are {labels}")
     if image:
         jobs = [job_of_images(image)]
     elif folder is not None:
@@ -490,28 +496,19 @@ def _summary(done: Done, means: dict[str, float], output: Path, what: str) -> No
 
     console = Console(highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(f"mean of {_counted(len(done.rows) - len(done.failures), what)}")
+    table.add_column(f"mean of {counted(len(done.rows) - len(done.failures), what)}")
     table.add_column("", justify="right")
     for name, value in means.items():
         table.add_row(name.replace("_", " "), f"{value:.4g}")
     if means:
         console.print(table)
     if done.skipped:
-        console.print(f"{_counted(done.skipped, what)} {'was' if done.skipped == 1 else 'were'} there already")
+        console.print(f"{counted(done.skipped, what)} {'was' if done.skipped == 1 else 'were'} there already")
     if len(done.failures) < len(done.rows):
         console.print(f"Results in {output}", soft_wrap=True)
     if done.failures:
         for name, message in done.failures:
             say("failed", f"{name}: {message}")
-        some = f"{len(done.failures)} of {_counted(len(done.rows), what)} failed"
+        some = f"{len(done.failures)} of {counted(len(done.rows), what)} failed"
         say("error", f"{some}; the others are in {output}" if len(done.failures) < len(done.rows) else some)
         raise typer.Exit(USER_ERROR)
-
-
-def _counted(count: int, what: str) -> str:
-    """Read a number with its plural.
-
-    >>> _counted(1, "pairs"), _counted(2, "pairs")
-    ('1 pair', '2 pairs')
-    """
-    return f"{count} {what.removesuffix('s') if count == 1 else what}"

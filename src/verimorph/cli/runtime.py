@@ -103,6 +103,15 @@ def say(kind: str, message: object) -> None:
     error_console().print(Text.assemble((f"{kind}: ", colour), " ".join(str(message).split())))
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number with what it counts, whose plural is given.
+
+    >>> counted(1, "pairs"), counted(2000, "steps")
+    ('1 pair', '2,000 steps')
+    """
+    return f"{count:,} {what.removesuffix('s') if count == 1 else what}"
+
+
 def choose(value: str, known: Iterable[str], option: str) -> str:
     """Return ``value`` if it is one of ``known``; otherwise say which known one is nearest.
 

@@ -11,7 +11,7 @@ import typer
 
 from verimorph.cli.options import application, examples, flag, option
 from verimorph.cli.progress import TrainingBar
-from verimorph.cli.runtime import error_console, set_threads
+from verimorph.cli.runtime import counted, error_console, set_threads
 from verimorph.errors import OptionError, nearest
 
 if TYPE_CHECKING:
@@ -256,12 +256,15 @@ def _show(setup: Setup) -> None:
     size = sum(weight.numel() for weight in setup.model.parameters())
     steps = sum(phase.steps for phase in setup.phases)
     shape = "x".join(str(length) for length in recipe.data.get("crop") or data.preparation.shape)
-    if data.preparation.spacing_mm is None:
+    if data.dataset is not None and data.preparation.spacing_mm is None:
         shape += " voxels of each image's own size"
-    terms = " + ".join(dict.fromkeys(name for phase in setup.phases for name in phase.objective.names))
+    names = (name for phase in setup.phases for objective in phase.objectives for name in objective.names)
+    terms = " + ".join(dict.fromkeys(name.partition("#")[0] for name in names))
+    cases = card.training_data.cases
+    images = counted(cases, "images") if cases else "synthetic images"
     error_console().print(
-        f"{name}: {size:,} parameters, {card.training_data.cases or 'synthetic'} images of {card.training_data.name}, "
-        f"{shape}, batch {recipe.batch}, {steps:,} steps; {terms}"
+        f"{name}: {size:,} parameters, {images} of {card.training_data.name}, "
+        f"{shape}, batch {recipe.batch}, {counted(steps, 'steps')}; {terms}"
     )
 
 
@@ -279,5 +282,5 @@ def _conclude(result: Any, output: Path) -> None:
     if not result.trained:
         went = f"nothing is left to do; ask for more {more}"
     Console(highlight=False, soft_wrap=True).print(
-        f"{result.steps} steps{why}, {went}{best}\nmodel: {output / 'model'}"
+        f"{counted(result.steps, 'steps')}{why}, {went}{best}\nmodel: {output / 'model'}"
     )

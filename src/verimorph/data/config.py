@@ -25,6 +25,7 @@ from verimorph.data.synthetic import SyntheticSettings
 from verimorph.errors import InputError, OptionError, nearest
 from verimorph.io import validate
 from verimorph.io.lock import TemporaryFolder
+from verimorph.io.pairs import names_of_split
 from verimorph.io.paths import expand
 
 
@@ -509,16 +510,14 @@ def _class_swaps(
 
 
 def _validation(settings: DataConfig, dataset: Dataset) -> tuple[Pair, ...]:
-    """The list of that name, or neighbours in the split of that name."""
-    name = settings.validation
-    if name is None:
+    """The list of that name, or neighbours in the split of that name; ``val`` is also ``validation``."""
+    if settings.validation is None:
         return ()
+    lists = {**dataset.splits, **dataset.pairs}
+    name = next((one for one in names_of_split(settings.validation) if one in lists), settings.validation)
     if name in dataset.pairs:
         return dataset.pairs[name]
     if name in dataset.splits:
         ids = dataset.splits[name]
         return tuple(zip(ids, ids[1:] + ids[:1], strict=True)) if len(ids) > 1 else ()
-    raise OptionError(
-        f"data: set {dataset.name} has no list of pairs or split '{name}'"
-        f"{nearest(name, [*dataset.pairs, *dataset.splits])}"
-    )
+    raise OptionError(f"data: set {dataset.name} has no list of pairs or split '{name}'{nearest(name, lists)}")

@@ -163,7 +163,9 @@ class Preparation:
             if name not in known:
                 raise OptionError(f"preparation: no setting '{name}'{nearest(name, known)}")
         if "shape" not in settings:
-            raise OptionError("preparation: shape is missing; give the voxels of the model grid along each axis")
+            raise OptionError(
+                "preparation: shape is missing; give the voxels of the model grid along each axis (--shape 64x64x64)"
+            )
         values = {name: _tuples(value) for name, value in settings.items()}
         values["windows"] = values.get("windows") or ()
         for name, (fits, what) in _FORMS.items():
