@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import jaxtyping
 import pytest
 import torch
@@ -10,6 +12,7 @@ from verimorph.errors import InputError, OptionError
 from verimorph.field.backend import plain_torch
 from verimorph.nn.features.unet import UNet
 from verimorph.nn.heads.displacement import DisplacementHead
+from verimorph.nn.heads.time_varying import TimeVaryingHead
 from verimorph.nn.heads.velocity import VelocityHead
 from verimorph.nn.model import RegistrationModel
 from verimorph.nn.network import RegistrationNetwork
@@ -57,7 +60,7 @@ class _Positional(torch.nn.Module):
         return self.network(fixed=fixed, moving=moving)["field"]
 
 
-@pytest.mark.parametrize("head", [DisplacementHead, VelocityHead])
+@pytest.mark.parametrize("head", [DisplacementHead, VelocityHead, TimeVaryingHead])
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_torch_export_and_trace_give_the_same_field(head, monkeypatch):
     network, inputs = _Positional(_network(2, head)), (torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 8))
@@ -66,4 +69,6 @@ def test_torch_export_and_trace_give_the_same_field(head, monkeypatch):
     with plain_torch(), torch.no_grad():
         expected = network(*inputs)
         torch.testing.assert_close(torch.jit.trace(network, inputs)(*inputs), expected)
-        torch.testing.assert_close(torch.export.export(network, inputs).module()(*inputs), expected)
+        held = io.BytesIO()
+        torch.export.save(torch.export.export(network, inputs), held)
+        torch.testing.assert_close(torch.export.load(held).module()(*inputs), expected)

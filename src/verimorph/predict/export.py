@@ -194,7 +194,8 @@ def _write_torch_export(network: Named, volumes: tuple[Tensor, ...], path: Path)
 
 def _read_torch_export(path: Path, volumes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     with torch.no_grad():
-        return _listed(torch.export.load(str(path)).module()(*volumes))
+        held = io.BytesIO(path.read_bytes())  # of a file it warns where the name does not end in .pt2
+        return _listed(torch.export.load(held).module()(*volumes))
 
 
 def _write_onnx(network: Named, volumes: tuple[Tensor, ...], path: Path) -> None:

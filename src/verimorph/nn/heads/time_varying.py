@@ -80,15 +80,20 @@ class TimeVaryingHead(nn.Module):
         for step in self.steps:
             moved = small_moving if field is None else self._moved(small_moving, field)
             velocity = step(features, small_fixed, moved)
-            with torch.autocast(features.device.type, enabled=False):
-                if self.update == "compose":
-                    field = velocity if field is None else compose(velocity, field)
-                else:
-                    # compose(v, v) = v + v o (id + v): one v too many.
-                    change = compose(velocity, velocity) - velocity
-                    field = change if field is None else field + change
+            field = self._updated(field, velocity)
         assert field is not None
         return {"field": resize_displacement(field, size_of(fixed))}
+
+    def _updated(self, field: Tensor | None, velocity: Tensor) -> Tensor:
+        if field is None and self.update == "compose":
+            return velocity  # outside the block below: an empty one is nothing that torch.export can write
+        with torch.autocast(velocity.device.type, enabled=False):
+            if self.update == "compose":
+                assert field is not None
+                return compose(velocity, field)
+            # compose(v, v) = v + v o (id + v): one v too many.
+            change = compose(velocity, velocity) - velocity
+            return change if field is None else field + change
 
     @staticmethod
     def _moved(moving: Tensor, field: Tensor) -> Tensor:
