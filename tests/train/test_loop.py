@@ -720,12 +720,14 @@ from verimorph.train.options import Options, make_fabric
 from verimorph.train.phases import Optimiser, Part, Phase
 
 torch.manual_seed(5)
-train(
+result = train(
     TinyNet(), phases=[Phase(4, build_objective("mse"), parts=(Part(optimiser=Optimiser(lr=1e-2)),))],
     train_batches=Phantoms().train_batches, folder=Path(sys.argv[1]),
     fabric=make_fabric(accelerator="cpu", devices=2),
     options=Options(log_every=1, checkpoint_every=2, minutes=10, tensorboard=False),
+    on_step=lambda progress: print(f"step {{progress.step}}", flush=True),
 )
+print(f"rank {{result.rank}}", flush=True)
 """
 
 
@@ -735,15 +737,18 @@ def test_processes_that_share_a_limit_of_time_stay_together(tmp_path):
     script.write_text(_TWO.format(root=str(ROOT)), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # Its own group: a process that waits for the other ends with it.
-    run = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path / "out")], env=environment, start_new_session=True
-    )
+    words = [sys.executable, str(script), str(tmp_path / "out")]
+    run = subprocess.Popen(words, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
     try:
-        assert run.wait(timeout=240) == 0
+        told, _ = run.communicate(timeout=240)
+        assert run.returncode == 0
     finally:
         with suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGKILL)
     assert [row["step"] for row in rows(tmp_path / "out" / "log.csv")] == ["1", "2", "3", "4"]
+    said = told.splitlines()
+    assert [line for line in said if line.startswith("step")] == ["step 1", "step 2", "step 3", "step 4"]
+    assert sorted(line for line in said if line.startswith("rank")) == ["rank 0", "rank 1"]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.uint64, np.int16, np.float32, np.float64, bool])

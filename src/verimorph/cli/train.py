@@ -149,7 +149,8 @@ def train(
             on_step=bar,
             on_setup=_show,
         )
-    _conclude(result, output)
+    if result.rank == 0:
+        _conclude(result, output)
 
 
 def _recipe(

@@ -68,7 +68,7 @@ def train(
         Saves the model: called with it (or its average), its metrics and the step, whenever the validation is the best
         so far; without ``validate`` once at the end.
     on_step
-        Told of every step.
+        Told of every step, in the first process of several.
     on_begin
         Told that the run begins: nothing was refused, nothing is written yet.
     resume
@@ -172,6 +172,7 @@ class _Run:
             steps_per_second=done / self.busy if self.busy > 0 else 0.0,
             stopped_early=stopped,
             out_of_time=self.step < self.steps and not stopped,
+            rank=self.fabric.global_rank,
         )
 
     def _is_over(self, phase: Phase) -> bool:
@@ -360,7 +361,7 @@ class _Run:
 
     def _tell(self, phase: Phase, inside: int, loss: float, last: bool) -> None:
         speed = (self.step - self.first) / self.busy if self.busy > 0 else 0.0
-        if self.on_step is not None:
+        if self.on_step is not None and self.fabric.is_global_zero:
             self.on_step(Progress(phase.name, self.step, self.steps, loss, speed, self.best))
         if self.step % self.options.log_every and not last:
             return

@@ -116,6 +116,8 @@ class Result:
         Of this process, validation and checkpoints left out of the latter.
     stopped_early, out_of_time
         Whether patience ended it, or its time.
+    rank
+        Of this process among those that trained together; the first, 0, is the one to tell of it.
     """
 
     steps: int
@@ -126,6 +128,7 @@ class Result:
     steps_per_second: float = 0.0
     stopped_early: bool = False
     out_of_time: bool = False
+    rank: int = 0
 
 
 def make_fabric(
