@@ -222,5 +222,10 @@ def test_a_pickle_under_the_right_name_runs_nothing(tmp_path):
 def test_the_card_in_words_says_what_matters():
     _, card = make(start="affine", licence="CC0-1.0", steps=1200)
     text = render(card)
+    for centre, said in (
+        ("image", "the middles of their fields of view laid together"),
+        ("world", "in world coordinates"),
+    ):
+        assert said in render(card.model_copy(update={"start": "none", "preparation": {"centre": centre}}))
     for words in ("small (wide)", "phantoms", "4 images", "1,200 steps", "affine", "7 anterior", "CC0-1.0", "| dice |"):
         assert words in text

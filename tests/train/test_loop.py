@@ -834,5 +834,8 @@ def test_devices_that_are_not_there_are_refused():
     with pytest.raises(OptionError, match="16-mixed needs a GPU; on the CPU give bf16-mixed or 32-true"):
         make_fabric(accelerator="cpu", precision="16-mixed")
     if not torch.cuda.is_available():
-        with pytest.raises(OptionError, match="cannot train on 1 x cuda"):
+        with pytest.raises(OptionError, match="device 'cuda' is not available here; 'verimorph doctor'"):
             make_fabric(accelerator="cuda")
+    for settings in ({"devices": 0}, {"nodes": 0}):
+        with pytest.raises(OptionError, match="is 0; give 1 or more"):
+            make_fabric(accelerator="cpu", **settings)

@@ -131,6 +131,15 @@ def _settings_text(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in settings.items()) or "the method's defaults"
 
 
+#: What the centre of a preparation does to a pair, in words.
+_PLACED = {
+    "image": ", the middles of their fields of view laid together",
+    "mass": ", their intensity centres laid together",
+    "world": ", in world coordinates",
+    "atlas": ", in the world coordinates of the atlas",
+}
+
+
 def render(card: Card) -> str:
     """The card in plain words, Markdown: what stands beside the weights for people to read.
 
@@ -162,10 +171,9 @@ def render(card: Card) -> str:
     if card.preparation:
         lines.append(f"Images prepared so: {_settings_text(card.preparation)}.")
     if card.task == "registration":
+        placed = _PLACED.get(str(card.preparation.get("centre")), "")
         lines.append(
-            "Pairs as they are, in world coordinates."
-            if card.start == "none"
-            else f"Pairs brought together first: {card.start}."
+            f"Pairs as they are{placed}." if card.start == "none" else f"Pairs brought together by {card.start}."
         )
     lines.append("Anything else than it was trained on is a guess: look at the result.")
     if card.labels:

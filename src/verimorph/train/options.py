@@ -147,6 +147,12 @@ def make_fabric(
     if precision == "16-mixed" and (accelerator == "cpu" or (accelerator == "auto" and not gpu)):
         # Fabric would take bfloat16 in its place.
         raise OptionError("precision 16-mixed needs a GPU; on the CPU give bf16-mixed or 32-true")
+    for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
+        if accelerator == name and not there:
+            raise OptionError(f"device '{name}' is not available here; 'verimorph doctor' lists what is")
+    for name, count in (("devices", devices), ("nodes", nodes)):
+        if isinstance(count, int) and count < 1:
+            raise OptionError(f"{name} is {count}; give 1 or more")
     many = nodes > 1 or (isinstance(devices, int) and devices > 1) or devices in ("auto", "-1")
     strategy: Any = "auto"
     if many:
