@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from verimorph.data.augment import Augmentation, Sample, augment, augment_pair
@@ -253,11 +252,3 @@ def _prepare_worker(_: int) -> None:
 
     tune_allocator()
     set_threads(1)
-
-
-def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """Move the tensors of a batch."""
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
