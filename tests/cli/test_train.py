@@ -214,9 +214,13 @@ def test_figures_come_from_predictions_alone(verimorph, tmp_path):
     verimorph(*words).assert_user_error("b was not predicted")
     (predictions / "pairs.csv").write_text(rows.format("ok"), encoding="utf-8")
     for _ in range(2):  # the second takes the place of the first
-        assert verimorph(*words, "--title", "all labels").code == 0
+        kept = verimorph(*words, "--title", "all labels")
+        assert kept.out == f"modet on scans: Dice 0.7, 2 pairs; kept in {table}\n", kept.err
     (row,) = read_results(table)
     assert row.measures == pytest.approx({"dice": 0.7, "dice_before": 0.45})
     assert (row.method, row.pairs, row.steps, row.weights_sha256) == ("modet", 2, 7, "a" * 64)
     assert "0.700" in verimorph("methods", "--results", table).out
     verimorph("methods", "--record", predictions).assert_user_error("--model", "--data")
+    verimorph("methods", "modet", "--title", "all labels").assert_user_error("--title is of figures to keep")
+    verimorph("methods", "modet", *words[1:]).assert_user_error("NAME is of what is shown")
+    verimorph("methods", "--results", tmp_path / "none.json").assert_user_error("there is no such file")

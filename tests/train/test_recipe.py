@@ -60,6 +60,8 @@ def test_a_variant_brings_its_terms_and_scheme():
         ({"method": "voxelmorph"}, ["steps"], "write key=value"),
         ({"method": "voxelmorph"}, ["optimiser.betas=[0.9]"], r"optimiser\.betas: list should have at least 2 items"),
         ({"method": "voxelmorph"}, ["optimiser.settings={betas: [0.9]}"], r"optimiser 'adam' cannot take .*0\.9"),
+        ({"method": "voxelmorph", "strict": "foo"}, [], "strict: input should be a valid boolean.*, got 'foo'"),
+        ({"method": "voxelmorph", "batch": 0, "steps": 0}, [], "steps: .*; batch: input should be greater"),
         ({"method": "voxelmorph"}, ["seed=-1"], "seed: input should be greater than or equal to 0, got -1"),
         ({"method": "voxelmorph"}, ["seed=1e20"], r"seed: .*got 1e\+20"),
         ({"method": "voxelmorph"}, ["symmetric=true", "objective=known_field"], "'known_field' is known in one; leave"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from verimorph.cli.options import application, examples, flag, option
+from verimorph.cli.runtime import counted, refuse
 from verimorph.errors import OptionError
 
 if TYPE_CHECKING:
@@ -55,14 +56,22 @@ def methods(
     from verimorph.methods.results import record as keep
 
     table = results or RESULTS
-    if record is not None:
+    if record is None:
+        refuse({"--model": model, "--data": data, "--title": title}, "of figures to keep; give --record FOLDER")
+        if results is not None and not results.is_file():
+            raise OptionError(f"--results {results}: there is no such file")
+    else:
+        refuse({"NAME": name, "--json": as_json}, "of what is shown, and --record shows nothing; give one or the other")
         if model is None or data is None:
             raise OptionError("--record needs --model FOLDER and --data NAME, so that a figure can be traced")
         from verimorph.methods.checkpoint import read_card
 
         card = read_card(model, needs_weights=False)
         scores, pairs = scores_of(record, card)
-        keep(row_of(card, scores, data=data, title=title, pairs=pairs), table)
+        row = row_of(card, scores, data=data, title=title, pairs=pairs)
+        keep(row, table)
+        dice = f"Dice {_digits(row.measures['dice'])}, " if "dice" in row.measures else ""
+        print(f"{row.method} on {data}: {dice}{counted(pairs, 'pairs')}; kept in {table}")
         return
     rows = read_results(table)
     chosen = [method(name)] if name is not None else [method(known) for known in METHODS]

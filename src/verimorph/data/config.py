@@ -169,13 +169,16 @@ class DataConfig(Strict):
 
 
 def explain(error: ValidationError) -> str:
-    """Say in one line what a strict model refused, and where."""
-    told = []
+    """Say in one line what a strict model refused, and where; each setting once, whatever else it might have been."""
+    told: dict[str, str] = {}
     for entry in error.errors():
-        place = ".".join(str(part) for part in entry["loc"])
+        kinds = (part for part in entry["loc"] if part != "str" and not str(part).startswith(("list[", "dict[")))
+        place = ".".join(map(str, kinds))
         text = entry["msg"].removeprefix("Value error, ")
-        told.append(f"{place}: {text}" if place else text)
-    return "; ".join(told)
+        text = text[:1].lower() + text[1:]
+        got = "" if entry["type"] in ("value_error", "missing") else f", got {entry['input']!r}"
+        told.setdefault(place, f"{place}: {text}{got}" if place else f"{text}{got}")
+    return "; ".join(told.values())
 
 
 @dataclass(eq=False)
@@ -304,7 +307,10 @@ def build_data(config: DataConfig | Mapping[str, Any], *, seed: int = 0) -> Data
     dataset = read_dataset(settings)
     preparation = Preparation.from_dict({**_plain(dataset.preparation), **settings.preparation})
     flip_axes(augmentation, preparation.ndim)  # a wrong axis is better refused before images are read
-    train = dataset.split(settings.train)
+    try:
+        train = dataset.split(settings.train)
+    except OptionError as error:
+        raise OptionError(f"data.train: {error}") from None
     trained = _with_labels(dataset, settings, train)
     judged_pairs = _validation(settings, dataset)
     seen = dict.fromkeys([*train, *(id for pair in judged_pairs for id in pair)])

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from verimorph.data.config import Strict
+from verimorph.data.config import Strict, explain
 from verimorph.errors import InputError, OptionError, nearest
 from verimorph.io.paths import expand
 from verimorph.methods import METHODS, method
@@ -337,22 +337,13 @@ def settle(given: Mapping[str, Any], *, sets: Iterable[str] = (), where: object 
     try:
         recipe = Recipe.model_validate(whole)
     except ValidationError as error:
-        raise OptionError(f"{where}: {_explained(error)}") from None
+        raise OptionError(f"{where}: {explain(error)}") from None
     known = told.settings()
     for setting in recipe.model:
         if setting not in known:
             raise OptionError(f"{where}: method '{name}' has no setting '{setting}'{nearest(setting, known)}")
     recipe.build_phases()  # a mistake in the terms or phases is better said before data are read
     return recipe
-
-
-def _explained(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "dict[", "str")))
-    text = first["msg"].removeprefix("Value error, ")
-    text = text[:1].lower() + text[1:]
-    got = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
-    return f"{place}: {text}{got}" if place else f"{text}{got}"
 
 
 def read_recipe(path: str | os.PathLike, *, sets: Iterable[str] = (), over: Mapping[str, Any] | None = None) -> Recipe:
