@@ -53,6 +53,7 @@ def test_results_are_found_by_name_folder_field_and_label_map(tmp_path):
         write(folder / name, "")
     write(folder / "disp_f3_m3.npz", "")
     write(folder / "stray.h5", "")
+    (folder / "submission").mkdir()  # as 'verimorph predict --save-submission' leaves it
     found, extra = find_results(folder, read_task(table))
     assert found["p0"].transform == folder / "p0" / "transform.h5"
     assert found["p0"].inverse == folder / "p0" / "inverse.h5"

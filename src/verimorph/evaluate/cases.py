@@ -130,7 +130,8 @@ def find_results(folder: Path, task: Task) -> tuple[dict[str, Result], list[Path
     Returns
     -------
     results, extra
-        Case name to result, for the cases that have one; and files and folders that belong to no case.
+        Case name to result, for the cases that have one; and files and folders that belong to no case, but for those
+        that ``predict`` and ``evaluate`` write for all.
 
     Raises
     ------
@@ -150,7 +151,7 @@ def find_results(folder: Path, task: Task) -> tuple[dict[str, Result], list[Path
         used.update(names)
         if found:
             results[case.name] = _merge([result for _, result in found])
-    known = ("results.json", "pairs.csv", "labels.csv", "summary.csv", "comparison.csv", "report.html")
+    known = ("results.json", "pairs.csv", "labels.csv", "summary.csv", "comparison.csv", "report.html", "submission")
     return results, [entry for name, entry in entries.items() if name not in used and name not in known]
 
 
