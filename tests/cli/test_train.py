@@ -52,6 +52,9 @@ def test_a_method_is_trained_on_a_folder_and_goes_on(verimorph, folder, tmp_path
     nothing = verimorph("train", "-o", run, "--resume", "--device", "cpu")
     assert nothing.code == 0, nothing.err
     assert nothing.out.startswith("2 steps, nothing is left to do; ask for more steps")
+    fewer = verimorph("train", "-o", run, "--resume", "--steps", 1, "--device", "cpu")
+    assert fewer.code == 2
+    assert fewer.err.endswith("its run is at step 2 already and the recipe ends at 1; ask for as many steps or more\n")
     more = verimorph("train", "-o", run, "--resume", "--steps", 3, "--device", "cpu")
     assert more.code == 0, more.err
     with open(run / "log.csv", encoding="utf-8") as stream:

@@ -495,10 +495,15 @@ class _Run:
     def _check_outline(self, saved: Mapping[str, Any]) -> None:
         number, begin = self._reached(saved)
         steps = begin + sum(phase.steps for phase in self.phases[number:])
-        if saved["outline"] != self._outline() or saved["step"] > steps:
+        if saved["outline"] != self._outline():
             raise InputError(
-                f"{self.folder}: its checkpoint is of another recipe (other weights, phases or terms, or fewer steps); "
-                "resume with the recipe it began with, or choose another folder"
+                f"{self.folder}: its checkpoint is of another recipe (other weights, phases or terms); resume with the "
+                "recipe it began with, or choose another folder"
+            )
+        if saved["step"] > steps:
+            raise InputError(
+                f"{self.folder}: its run is at step {saved['step']} already and the recipe ends at {steps}; ask for as "
+                "many steps or more"
             )
         # Checkpoints of earlier versions do not say it.
         before = saved.get("identity") or self.identity
