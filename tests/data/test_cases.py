@@ -51,6 +51,8 @@ def test_folder_of_channels(tmp_path, write):
     assert [source.path.name for source in found.case("p2").images] == ["t1.nii.gz", "t2.nii.gz"]
     assert found.case("p1").labels is not None
     assert found.case("p2").labels is None
+    with pytest.raises(InputError, match=r"any of its 2 images fits the pattern '\{id\}/sag.nii.gz' of labels"):
+        read_folder(tmp_path, images="{id}/t1.nii.gz", labels="{id}/sag.nii.gz")
     (tmp_path / "p2" / "t2.nii.gz").unlink()
     with pytest.raises(InputError, match=r"1 channels are missing: p2"):
         read_folder(tmp_path, images="{id}/t1.nii.gz+{id}/t2.nii.gz")

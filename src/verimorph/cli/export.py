@@ -43,7 +43,7 @@ def export(
     """Write a trained network as one file for other programs, and check that it gives the same.
 
     The file takes fixed and moving image on the model's grid, prepared as its card says, and returns the displacement
-    in voxels of that grid.
+    in voxels of that grid; of a segmentation model one image, and the scores of its classes before softmax.
     """
     set_threads(threads)
     chosen = _format(format, output)

@@ -294,7 +294,7 @@ def read_folder(
         and ``**`` as in shells. Several patterns joined by ``+`` are channels. What a pattern below takes for
         something of another image is no image.
     labels, masks, landmarks
-        The same for what belongs to an image; what is not there is left out.
+        The same for what belongs to an image; where one image has none it is left out.
     subject
         Regular expression whose first group, found in the id, says whom the image shows.
     cohort
@@ -305,7 +305,7 @@ def read_folder(
     OptionError
         For a pattern without ``{id}``.
     InputError
-        If the folder or every image is missing, or a channel of some image is.
+        If the folder, every image, or what belongs to them is missing everywhere, or a channel of some image is.
 
     Examples
     --------
@@ -334,6 +334,11 @@ def read_folder(
                if id not in found]  # fmt: skip
     if lacking:
         raise InputError(f"{folder}: {len(lacking)} channels are missing: {', '.join(lacking)}")
+    for kind, pattern in (("labels", labels), ("masks", masks), ("landmarks", landmarks)):
+        if pattern and not more[kind].keys() & first.keys():
+            raise InputError(
+                f"{folder}: no file for any of its {len(first)} images fits the pattern '{pattern}' of {kind}"
+            )
     cases = []
     for id, file in first.items():
         points = more["landmarks"].get(id)
