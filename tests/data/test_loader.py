@@ -171,7 +171,9 @@ def test_noisy_labels_fill_in_and_true_ones_stay(folder_config, tmp_path):
 
 @pytest.mark.parametrize("kind", ["labels", "masks", "noisy"])
 def test_what_lies_on_another_grid_than_its_image_is_refused(folder_config, folder_set, write, kind):
-    settings = {**folder_config, "folder": {**folder_config["folder"], "masks": "masks/{id}.nii.gz"}}
+    settings = {**folder_config, "folder": dict(folder_config["folder"])}
+    if kind == "masks":
+        settings["folder"]["masks"] = "masks/{id}.nii.gz"
     if kind == "noisy":
         settings["noisy_labels"] = str(folder_set / "noisy")
     write(folder_set / kind / "s1_0.nii.gz", labels=1, shape=(4, 4, 4))
