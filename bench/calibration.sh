@@ -4,8 +4,8 @@
 #
 #     VERIMORPH_DATA=... sh bench/calibration.sh [KEEP]
 #
-# Then the verdict: bench/verdict.py. Copy KEEP/general.json and KEEP-2d/general-2d.json to
-# src/verimorph/uncertainty/calibrations first.
+# Then the verdicts: bench/verdict.py, of volumes and with --slices KEEP-2d/slices. Copy KEEP/general.json and
+# KEEP-2d/general-2d.json to src/verimorph/uncertainty/calibrations first.
 set -e
 keep=${1:-runs/calibration}
 data=${VERIMORPH_DATA:-../shared/data}
@@ -35,8 +35,14 @@ verimorph calibrate --keep "$keep" -o "$keep/general.json" --name general --for 
 (skull-stripped), cardiac cine MR, abdominal MR, lung CT and MR, hippocampus MR, raw head MR and cervical spine MR, \
 and pairs of such scans (not lung CT, head and spine)"
 
-# Slices: a calibration of their own. Its verdict is that of the packaged one for volumes.
-slices=$keep-2d
+# Slices: a calibration of their own, which knows hearts, abdomens and lungs by slices cut from volumes.
+flat=$keep-2d
+python "$here/slices.py" "$flat/slices"
 verimorph calibrate slice="$data/brain_t1_slices_2d/*_t1.nii.gz" histology="$data/brain_histology_mr_2d/*_mri.png" \
-    section="$data/brain_histology_mr_2d/*_histology_affine.png" -n 24 --keep "$slices" -o "$slices/general-2d.json" \
-    --name general-2d --for "known deformations of slices of brain T1, of brain MR beside histology and of histological sections"
+    section="$data/brain_histology_mr_2d/*_histology_affine.png" heart="$flat/slices/heart/*_ed-*_image.nii.gz" \
+    abdomen="$flat/slices/abdomen/*_image.nii.gz" lung-mr="$flat/slices/lung-mr/*_image.nii.gz" \
+    lung-ct="$flat/slices/lung-ct/*_image.nii.gz" -n 24 --keep "$flat" --check general-2d
+VERIMORPH_DATA=$data verimorph calibrate --pairs "$here/calibration-pairs-2d.csv" --keep "$flat" --check general-2d
+verimorph calibrate --keep "$flat" -o "$flat/general-2d.json" --name general-2d --for "known deformations of slices of \
+brain T1, of brain MR beside histology, of histological sections, and of slices through hearts (cine MR), abdomens (MR) \
+and lungs (CT and MR), and pairs of such slices (brains and sections)"

@@ -5,7 +5,8 @@
     python bench/verdict.py learn runs/verdict.jsonl FILE       write the weights into a calibration
 
 Images are registered as they are, at full resolution, as people register them. The whole takes an hour or more of one
-core; several may share it by `--only`.
+core; several may share it by `--only`. With ``--slices FOLDER`` the same for 2-D images, in a file of their own: FOLDER
+is where ``bench/slices.py`` has cut slices from volumes.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 
 from verimorph import pipeline
 from verimorph.errors import VerimorphError
@@ -48,47 +50,76 @@ SETS = {
     "head": ("brain_multimodal_ms", "*visit?_*[RW].nii.gz", 6, 6),
 }
 """Folder, images, how many of them, how many sound pairs are made of these. Heads: T1, T2 and FLAIR of one person."""
+SLICES = {
+    "slice": ("brain_t1_slices_2d", "*_t1.nii.gz", 10, 20),
+    "histology": ("brain_histology_mr_2d", "allen_0[1-4]?_mri.png", 8, 8),
+    "section": ("brain_histology_mr_2d", "allen_0[1-4]?_histology_affine.png", 8, 8),
+    "heart-slice": ("heart", "*_ed-50_image.nii.gz", 10, 20),
+}
+"""The same of 2-D images; hearts are cut from volumes. Sections pair with the next ones of the same brain."""
 UNLABELLED = ("head",)
 WORDS = ("pass", "review", "fail")
 BROKEN = ("start", "organ", "flipped", "cut", "stiff", "soft", "similarity")
 
 
-def images(name: str) -> list[Path]:
-    folder, pattern, count, _ = SETS[name]
-    root = Path(os.environ.get("VERIMORPH_DATA", "../shared/data")) / folder
-    found = [f for f in sorted(root.glob(pattern)) if "label" not in f.name]
-    if not found:
-        found = [f for f in sorted(root.glob("*.nii.gz")) if "label" not in f.name]
-    return found[:count]
+@dataclass(frozen=True)
+class Suite:
+    """The sets that one verdict is learned on, and where they lie."""
+
+    sets: dict[str, tuple[str, str, int, int]]
+    cut: Path | None = None
+    """Of slices: where those that were cut from volumes lie."""
+
+    @property
+    def ndim(self) -> int:
+        """Of the images."""
+        return 3 if self.cut is None else 2
+
+    def images(self, name: str) -> list[Path]:
+        """The images of a set."""
+        folder, pattern, count, _ = self.sets[name]
+        data = Path(os.environ.get("VERIMORPH_DATA", "../shared/data"))
+        root = self.cut / folder if self.cut is not None and name == "heart-slice" else data / folder
+        return [file for file in sorted(root.glob(pattern)) if "label" not in file.name][:count]
+
+    def pair(self, name: str, number: int) -> tuple[Path, Path]:
+        """Fixed and moving image: the two phases of a heart, one way and then the other; elsewhere the next, then those
+        after it."""
+        files = self.images(name)
+        file, turn = files[number % len(files)], number // len(files)
+        if name in ("cardiac", "heart-slice"):
+            both = file, file.with_name(file.name.replace("_ed", "_es"))
+            return both if turn % 2 == 0 else both[::-1]
+        return file, files[(number + 1 + turn) % len(files)]
+
+    def other_organ(self, name: str, number: int) -> Path:
+        """An image of something else."""
+        if self.cut is not None:  # all other sets of slices are brains
+            kinds = ["abdomen", "lung-mr"] if name == "heart-slice" else ["abdomen", "heart"]
+            files = sorted((self.cut / kinds[number % 2]).glob("*_image.nii.gz"))
+            return files[number % len(files)]
+        others = [other for other in self.sets if other != name]
+        return self.images(others[number % len(others)])[0]
+
+    def jobs(self) -> Iterator[tuple[str, str, int]]:
+        """Sound and broken ones of every set; broken twice each way, of slices, which are quick, every other image."""
+        for name, (_, _, count, pairs) in self.sets.items():
+            for number in range(pairs):
+                yield name, "sound", number
+                if number < count and number % 2 == 0:
+                    yield name, "known", number
+            for k, kind in enumerate(BROKEN):
+                if name in UNLABELLED and kind in ("soft", "similarity"):
+                    continue  # nothing would tell whether it did harm
+                if self.ndim == 2 and kind == "flipped":
+                    continue  # nothing tells the left of a slice from its right
+                twice = sorted({k % count, (k + 1) % count if count < 3 else (k + 2) % count})
+                for number in range(k % 2, count, 2) if self.ndim == 2 else twice:
+                    yield name, kind, number
 
 
-def pair_of(name: str, number: int) -> tuple[Path, Path]:
-    """Fixed and moving image: the two phases of a heart, one way and then the other; elsewhere the next, then those
-    after it."""
-    files = images(name)
-    file, turn = files[number % len(files)], number // len(files)
-    if name == "cardiac":
-        both = file, file.with_name(file.name.replace("_ed_", "_es_"))
-        return both if turn % 2 == 0 else both[::-1]
-    return file, files[(number + 1 + turn) % len(files)]
-
-
-def jobs() -> Iterator[tuple[str, str, int]]:
-    """Sound and broken ones of every set; broken twice each way."""
-    for name, (_, _, count, pairs) in SETS.items():
-        for number in range(pairs):
-            yield name, "sound", number
-            if number < count and number % 2 == 0:
-                yield name, "known", number
-        for k, kind in enumerate(BROKEN):
-            if name in UNLABELLED and kind in ("soft", "similarity"):
-                continue  # nothing would tell whether it did harm
-            for number in sorted({k % count, (k + 1) % count if count < 3 else (k + 2) % count}):
-                yield name, kind, number
-
-
-def one(name: str, kind: str, number: int) -> Registration:
-    fixed, moving = (read_image(file) for file in pair_of(name, number))
+def one(suite: Suite, name: str, kind: str, number: int) -> Registration:
+    fixed, moving = (read_image(file) for file in suite.pair(name, number))
     random = np.random.default_rng(number)
     if kind == "known":
         pair = known_pair(fixed, seed=900 + number)
@@ -96,9 +127,7 @@ def one(name: str, kind: str, number: int) -> Registration:
     if kind == "sound":
         return register(fixed=fixed, moving=moving)
     if kind == "organ":
-        others = [other for other in SETS if other != name]
-        wrong = others[number % len(others)]
-        return register(fixed=fixed, moving=read_image(images(wrong)[0]))
+        return register(fixed=fixed, moving=read_image(suite.other_organ(name, number)))
     if kind == "start":
         return register(fixed=fixed, moving=moving, initial=_far_start(moving, random), stages=("affine", "deformable"))
     if kind == "flipped":
@@ -108,8 +137,9 @@ def one(name: str, kind: str, number: int) -> Registration:
     if kind == "stiff":
         # As if the smoothing were so strong that nothing but the coarsest moves, from a start that is off.
         pair = known_pair(fixed, seed=700 + number)
-        off = np.eye(4)
-        off[:3, 3] = random.standard_normal(3) * 6 * float(fixed.grid.spacing.mean())
+        d = fixed.grid.ndim
+        off = np.eye(d + 1)
+        off[:d, d] = random.standard_normal(d) * 6 * float(fixed.grid.spacing.mean())
         return register(
             fixed=pair.fixed,
             moving=pair.moving,
@@ -131,13 +161,16 @@ def _positive(image: Image) -> np.ndarray:
 
 def _far_start(moving: Image, random: np.random.Generator) -> Affine:
     centre = moving.grid.index_to_world(np.argwhere(foreground(moving))).mean(0)
+    d = moving.grid.ndim
     angle = np.radians(random.uniform(60, 180))
-    axis = random.standard_normal(3)
-    axis /= np.linalg.norm(axis)
-    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    matrix = np.eye(4)
-    matrix[:3, :3] += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-    matrix[:3, 3] = centre - matrix[:3, :3] @ centre
+    matrix = np.eye(d + 1)
+    if d == 2:
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    else:
+        axis = random.standard_normal(3)
+        turn = Rotation.from_rotvec(angle * axis / np.linalg.norm(axis)).as_matrix()
+    matrix[:d, :d] = turn
+    matrix[:d, d] = centre - turn @ centre
     return Affine(matrix)
 
 
@@ -148,17 +181,17 @@ def _mirrored(image: Image) -> np.ndarray:
 
 def _cut(image: Image, random: np.random.Generator) -> Image:
     inside = np.argwhere(foreground(image))
-    axis = int(random.integers(3))
+    axis = int(random.integers(image.grid.ndim))
     low, high = inside[:, axis].min(), inside[:, axis].max()
     middle = int(low + (high - low) * random.uniform(0.4, 0.6))
-    window = [slice(None)] * 3
+    window = [slice(None)] * image.grid.ndim
     window[axis] = (
         slice(0, max(middle, 4)) if random.random() < 0.5 else slice(min(middle, image.grid.shape[axis] - 4), None)
     )
     start = [s.start or 0 for s in window]
     array = np.ascontiguousarray(image.array[tuple(window)])
     affine = image.grid.affine.copy()
-    affine[:3, 3] = image.grid.index_to_world(np.array([start]))[0]
+    affine[:-1, -1] = image.grid.index_to_world(np.array([start]))[0]
     return Image.from_array(array, type(image.grid)(array.shape, affine), name=image.name)
 
 
@@ -170,18 +203,28 @@ def _soft(fixed: Image, moving: Image) -> Registration:
     return _assemble(given, recipe, pipeline.run(fixed=first, moving=second, recipe=recipe), {})
 
 
+_LABELS = (
+    *(("_image", "_labels"), ("_t1_brain", "_labels"), ("_t2spir", "_labels"), ("_h1", "_lobes"), ("_t1.", "_labels.")),
+    *(("_mri.", "_mri_labels."), ("_affine.", "_affine_labels.")),
+)
+
+
 def labels_of(file: Path) -> Path:
     """The label map that belongs to an image of the development sets."""
-    for old, new in (("_image", "_labels"), ("_t1_brain", "_labels"), ("_t2spir", "_labels"), ("_h1", "_lobes")):
+    for old, new in _LABELS:
         if old in file.name:
             return file.with_name(file.name.replace(old, new))
     raise VerimorphError(f"{file.name}: no label map is known for it")
 
 
-def overlap(name: str, number: int, found: Registration) -> float:
+def overlap(pair: tuple[Path, Path], found: Registration) -> float:
     """Mean Dice of a pair's labels on the fixed grid."""
-    first, second = pair_of(name, number)
-    fixed = identity(3).resample(read_image(labels_of(first)), found.fixed.grid, interpolation="nearest").array
+    first, second = pair
+    fixed = (
+        identity(found.fixed.grid.ndim)
+        .resample(read_image(labels_of(first)), found.fixed.grid, interpolation="nearest")
+        .array
+    )
     moving = read_image(labels_of(second))
     moved = found.transform.resample(moving, found.fixed.grid, interpolation="nearest").array
     own = [label for label in np.unique(fixed) if label != 0]
@@ -190,22 +233,22 @@ def overlap(name: str, number: int, found: Registration) -> float:
     )
 
 
-def measure(out: Path, only: Callable[[str], bool]) -> None:
+def measure(suite: Suite, out: Path, only: Callable[[str], bool]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     done = {(r["set"], r["kind"], r["number"]) for r in rows(out)}
-    for name, kind, number in jobs():
+    for name, kind, number in suite.jobs():
         if (name, kind, number) in done or not only(name):
             continue
         begun = time.time()
         try:
-            found = one(name, kind, number)
+            found = one(suite, name, kind, number)
             evidence = gather(fixed=found.fixed, moving=found.moving, transform=found.transform)
             facts = pair_facts(found, evidence, on_evidence(foreground(found.fixed), evidence.grid))
         except VerimorphError as error:
             print(name, kind, number, "refused:", error, flush=True)
             continue
         labelled = name not in UNLABELLED and kind in ("sound", "soft", "start", "similarity")
-        dice = overlap(name, number, found) if labelled else None
+        dice = overlap(suite.pair(name, number), found) if labelled else None
         row = {"set": name, "kind": kind, "number": number, "dice": dice, "facts": facts}
         with open(out, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
@@ -231,19 +274,19 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def hash_of(row: dict) -> int:
+def hash_of(suite: Suite, row: dict) -> int:
     """A number that depends on the fixed image alone, so that what is made of it stays together."""
-    return sum(ord(letter) for letter in row["set"]) + 3 * (row["number"] % SETS[row["set"]][2])
+    return sum(ord(letter) for letter in row["set"]) + 3 * (row["number"] % suite.sets[row["set"]][2])
 
 
-def table(path: Path) -> None:
+def table(suite: Suite, path: Path) -> None:
     found = usable(rows(path))
     print(f"{len(rows(path)) - len(found)} meant to be broken are as good as sound ones and left out")
     broken = np.array([r["kind"] in BROKEN for r in found])
     facts = [r["facts"] for r in found]
-    base = read_calibration("general")
+    base = read_calibration("general", ndim=suite.ndim)
     scores, verdicts = np.zeros(len(found)), np.array(["" for _ in found], dtype=object)
-    for name in SETS:
+    for name in suite.sets:
         own = np.array([r["set"] == name for r in found])
         if not own.any():
             continue
@@ -260,7 +303,7 @@ def table(path: Path) -> None:
     print(f"false alarms at 95 % detection: {100 * (scores[~broken] >= at95).mean():.1f} %")
     dealt, words = np.zeros(len(found)), np.array(["" for _ in found], dtype=object)
     for fold in range(10):
-        own = np.array([hash_of(r) % 10 == fold for r in found])
+        own = np.array([hash_of(suite, r) % 10 == fold for r in found])
         learned = learn_verdict([f for f, o in zip(facts, own, strict=True) if not o], broken[~own].tolist())
         for i in np.flatnonzero(own):
             one_verdict = judge(facts[i], replace(base, verdict=learned))
@@ -287,13 +330,15 @@ if __name__ == "__main__":
     parser.add_argument("rows", type=Path)
     parser.add_argument("calibration", type=Path, nargs="?")
     parser.add_argument("--only", help="of these sets, with commas")
+    parser.add_argument("--slices", type=Path, metavar="FOLDER", help="2-D images; slices cut from volumes lie here")
     arguments = parser.parse_args()
+    suite = Suite(SETS) if arguments.slices is None else Suite(SLICES, arguments.slices)
     if arguments.what == "measure":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
         names = None if arguments.only is None else arguments.only.split(",")
-        measure(arguments.rows, lambda name: names is None or name in names)
+        measure(suite, arguments.rows, lambda name: names is None or name in names)
     elif arguments.what == "table":
-        table(arguments.rows)
+        table(suite, arguments.rows)
     elif arguments.calibration is None:
         sys.exit("learn needs the calibration file to write to")
     else:
