@@ -158,6 +158,17 @@ def test_the_command_learns_from_kept_cases(tmp_path: Path, capsys: pytest.Captu
     assert held.verdict == read_calibration("general").verdict  # else 'register --strict' would never say fail
 
 
+def test_a_calibration_of_slices_has_the_verdict_of_slices(tmp_path: Path, quick_fit: None) -> None:
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    for k in range(4):
+        one = case(k)
+        write_case(replace(one, points=replace(one.points, ndim=2)), folder / f"{one.name}.npz")
+    assert run(["calibrate", "--keep", str(folder), "-o", str(tmp_path / "mine.json"), "--for", "toys"]) == 0
+    held = read_calibration(tmp_path / "mine.json")
+    assert held.verdict == read_calibration("general", ndim=2).verdict != read_calibration("general").verdict
+
+
 @pytest.fixture
 def quick_fit(monkeypatch) -> None:
     monkeypatch.setattr(bound, "fit_scale", lambda some, **_: fit_scale(some, networks=1, steps=20))

@@ -150,7 +150,7 @@ def calibrate(
         )
         # What tells a broken registration has nothing to do with the size of its error: facts, and not evidence.
         known = None if foundation is None else foundation.verdict
-        learned = replace(learned, verdict=known or read_calibration("general").verdict)
+        learned = replace(learned, verdict=known or read_calibration("general", ndim=points[0].ndim).verdict)
         write_calibration(learned, output)
         rows = cross_validated(found, by=by, scale=scale, fit=fit) if judged else []
     if rows:
