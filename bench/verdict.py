@@ -3,10 +3,11 @@
     python bench/verdict.py measure runs/verdict.jsonl          facts of every registration; goes on where it stopped
     python bench/verdict.py table runs/verdict.jsonl            how well verdicts do on sets they were not learned on
     python bench/verdict.py learn runs/verdict.jsonl FILE       write the weights into a calibration
+    python bench/verdict.py check runs/unseen.jsonl --unseen    the packaged verdict on rows that others measured
 
 Images are registered as they are, at full resolution, as people register them. The whole takes an hour or more of one
 core; several may share it by `--only`. With ``--slices FOLDER`` the same for 2-D images, in a file of their own: FOLDER
-is where ``bench/slices.py`` has cut slices from volumes.
+is where ``bench/slices.py`` has cut slices from volumes. With ``--unseen`` sets that nothing was learned from.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,13 @@ SETS = {
     "head": ("brain_multimodal_ms", "*visit?_*[RW].nii.gz", 6, 6),
 }
 """Folder, images, how many of them, how many sound pairs are made of these. Heads: T1, T2 and FLAIR of one person."""
+UNSEEN = {
+    "tumour": ("brain_multimodal_tumour", "*.nii.gz", 3, 6),
+    "spine": ("spine_multimodal", "t[12].nii.gz", 2, 2),
+    "cord": ("spine_multimodal", "mt[01_]*.nii.gz", 3, 6),
+    "lung-ct": ("lung_ct_pair", "[fm]*[ep].nii.gz", 2, 2),
+}
+"""The same of sets that the packaged verdict was not learned on: several contrasts of one person, and a lung twice."""
 SLICES = {
     "slice": ("brain_t1_slices_2d", "*_t1.nii.gz", 10, 20),
     "histology": ("brain_histology_mr_2d", "allen_0[1-4]?_mri.png", 8, 8),
@@ -57,7 +65,9 @@ SLICES = {
     "heart-slice": ("heart", "*_ed-50_image.nii.gz", 10, 20),
 }
 """The same of 2-D images; hearts are cut from volumes. Sections pair with the next ones of the same brain."""
-UNLABELLED = ("head",)
+UNLABELLED = ("head", "tumour", "spine", "cord", "lung-ct")
+DRAWN = ("label", "cord", "mask")
+"""In the names of files that people or programs have drawn, not scanned."""
 WORDS = ("pass", "review", "fail")
 BROKEN = ("start", "organ", "flipped", "cut", "stiff", "soft", "similarity")
 
@@ -69,6 +79,8 @@ class Suite:
     sets: dict[str, tuple[str, str, int, int]]
     cut: Path | None = None
     """Of slices: where those that were cut from volumes lie."""
+    beside: dict[str, tuple[str, str, int, int]] = field(default_factory=dict)
+    """Sets that wrong organs are taken from, too."""
 
     @property
     def ndim(self) -> int:
@@ -77,10 +89,11 @@ class Suite:
 
     def images(self, name: str) -> list[Path]:
         """The images of a set."""
-        folder, pattern, count, _ = self.sets[name]
+        folder, pattern, count, _ = (self.beside | self.sets)[name]
         data = Path(os.environ.get("VERIMORPH_DATA", "../shared/data"))
         root = self.cut / folder if self.cut is not None and name == "heart-slice" else data / folder
-        return [file for file in sorted(root.glob(pattern)) if "label" not in file.name][:count]
+        scans = [file for file in sorted(root.glob(pattern)) if not any(word in file.name for word in DRAWN)]
+        return scans[:count]
 
     def pair(self, name: str, number: int) -> tuple[Path, Path]:
         """Fixed and moving image: the two phases of a heart, one way and then the other; elsewhere the next, then those
@@ -98,7 +111,7 @@ class Suite:
             kinds = ["abdomen", "lung-mr"] if name == "heart-slice" else ["abdomen", "heart"]
             files = sorted((self.cut / kinds[number % 2]).glob("*_image.nii.gz"))
             return files[number % len(files)]
-        others = [other for other in self.sets if other != name]
+        others = [other for other in self.beside | self.sets if other != name]
         return self.images(others[number % len(others)])[0]
 
     def jobs(self) -> Iterator[tuple[str, str, int]]:
@@ -317,6 +330,22 @@ def table(suite: Suite, path: Path) -> None:
         print(f"{kind:12s} {counts[0]:14s} {counts[1]}")
 
 
+def check(suite: Suite, path: Path) -> None:
+    """Judge rows by the packaged verdict."""
+    found = usable(rows(path))
+    broken = np.array([r["kind"] in BROKEN for r in found])
+    verdicts = [judge(r["facts"], read_calibration("general", ndim=suite.ndim)) for r in found]
+    scores = np.array([one.probability for one in verdicts])
+    alarms = 100 * (scores[~broken] >= np.quantile(scores[broken], 0.05)).mean()
+    print(f"AUROC {auroc(scores, broken):.3f}; false alarms at 95 % detection {alarms:.1f} %; pass / review / fail:")
+    for name in suite.sets:
+        for word, wanted in (("sound", False), ("broken", True)):
+            own = [
+                v.verdict for v, r, b in zip(verdicts, found, broken, strict=True) if r["set"] == name and b == wanted
+            ]
+            print(f"{name:12s} {word:7s} {' / '.join(str(own.count(v)) for v in WORDS)}")
+
+
 def learn(path: Path, calibration: Path) -> None:
     found = usable(rows(path))
     learned = learn_verdict([r["facts"] for r in found], [r["kind"] in BROKEN for r in found])
@@ -326,19 +355,24 @@ def learn(path: Path, calibration: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "table", "learn"))
+    parser.add_argument("what", choices=("measure", "table", "learn", "check"))
     parser.add_argument("rows", type=Path)
     parser.add_argument("calibration", type=Path, nargs="?")
     parser.add_argument("--only", help="of these sets, with commas")
     parser.add_argument("--slices", type=Path, metavar="FOLDER", help="2-D images; slices cut from volumes lie here")
+    parser.add_argument("--unseen", action="store_true", help="sets that the packaged verdict has not seen")
     arguments = parser.parse_args()
     suite = Suite(SETS) if arguments.slices is None else Suite(SLICES, arguments.slices)
+    if arguments.unseen:
+        suite = Suite(UNSEEN, beside=SETS)
     if arguments.what == "measure":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
         names = None if arguments.only is None else arguments.only.split(",")
         measure(suite, arguments.rows, lambda name: names is None or name in names)
     elif arguments.what == "table":
         table(suite, arguments.rows)
+    elif arguments.what == "check":
+        check(suite, arguments.rows)
     elif arguments.calibration is None:
         sys.exit("learn needs the calibration file to write to")
     else:
