@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from verimorph.errors import OptionError
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.registration import Registration, plan, register
-from verimorph.transform import Affine
+from verimorph.transform import Affine, chain
 from verimorph.uncertainty.assess import assess
 from verimorph.uncertainty.bound import Points, calibrate, read_calibration
 from verimorph.uncertainty.known import KnownPair, anatomy
@@ -105,6 +106,19 @@ def test_a_result_outside_the_bound_of_the_defaults_does_not_pass(usual: Registr
     sure = assess(found)
     assert sure.verdict != "pass"
     assert float(np.median(sure.error_mm.array[anatomy(found.fixed, None)])) > 4
+
+
+def test_the_verdict_is_the_same_at_every_level(usual: Registration):
+    """A result between the 50 % and the 95 % bound of the defaults is not in review at one level, passed at another."""
+    inside = anatomy(usual.fixed, None)
+    low, high = (float(np.median(assess(usual, level=q).error_mm.array[inside])) for q in (0.5, 0.95))
+    shift = np.eye(4)
+    shift[:3, 3] = math.sqrt(low * high / 3)
+    found = replace(usual, transform=chain([Affine(shift), usual.transform]), settings={"seed": 0})
+    verdicts = [assess(found, level=q) for q in (0.5, 0.95)]
+    assert low < verdicts[0].reference_away_mm < high
+    assert verdicts[0].verdict == verdicts[1].verdict
+    assert verdicts[0].reasons == verdicts[1].reasons
 
 
 def test_nothing_is_promised_where_a_mask_kept_the_images_apart(pair: KnownPair):

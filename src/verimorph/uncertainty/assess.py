@@ -36,6 +36,8 @@ from verimorph.uncertainty.verdict import Verdict, is_linear, judge, pair_facts
 if TYPE_CHECKING:
     from verimorph.registration import Registration
 
+VERDICT_LEVEL = 0.9
+"""Level of the bound that the way to a reference is compared with: a verdict is the same at every level asked for."""
 DRAWS = 16
 """Draws of the calibrated field for labels and volumes."""
 HIDDEN = 0.05
@@ -229,8 +231,8 @@ class _Bounded:
         Units of the evidence.
     away
         How far from a reference by the defaults, units; None where it is one itself.
-    own
-        Bound of that reference, units.
+    usual
+        Bound of that reference at ``VERDICT_LEVEL`` (lower where the calibration does not reach it), units; None too.
     """
 
     evidence: Evidence
@@ -240,7 +242,7 @@ class _Bounded:
     kind: str
     bound: Float[Tensor, "*space"]
     away: Float[Tensor, "*space"] | None
-    own: Float[Tensor, "*space"]
+    usual: Float[Tensor, "*space"] | None
 
 
 def _bounded(registration: Registration, held: Calibration, level: float, seed: int) -> _Bounded:
@@ -259,10 +261,11 @@ def _bounded(registration: Registration, held: Calibration, level: float, seed: 
     kind = held.kind_of(traits(registration.fixed, registration.moving, learned_from, near, share=share))
     held.check(level, kind)
     own = _bound_map(learned_from, near, held, level, kind)
-    away = None
-    if not direct:
-        away = distance_between(registration.transform, reference.transform, evidence.grid) / evidence.unit_mm
-    return _Bounded(evidence, compared, inside, near, kind, own if away is None else own + away, away, own)
+    if direct:
+        return _Bounded(evidence, compared, inside, near, kind, own, None, None)
+    away = distance_between(registration.transform, reference.transform, evidence.grid) / evidence.unit_mm
+    usual = _bound_map(learned_from, near, held, min(VERDICT_LEVEL, held.reach(kind)), kind)
+    return _Bounded(evidence, compared, inside, near, kind, own + away, away, usual)
 
 
 def _looked(registration: Registration, seed: int) -> Evidence:
@@ -295,8 +298,8 @@ def _verdict(registration: Registration, facts: dict[str, float], found: _Bounde
         why = f"verdicts are learned on deformable registrations, this one is linear; {verdict.reasons}"
         return Verdict("review", verdict.probability, why)
     where = torch.from_numpy(found.near)
-    if verdict.verdict == "pass" and found.away is not None:
-        away, own = float(found.away[where].median()), float(found.own[where].median())
+    if verdict.verdict == "pass" and found.away is not None and found.usual is not None:
+        away, own = float(found.away[where].median()), float(found.usual[where].median())
         if away > own:
             unit = found.evidence.unit_mm
             why = (
