@@ -291,6 +291,9 @@ def test_calibrations_are_read_as_written_or_refused(calibration: Calibration, t
         again.check(0.999)
     with pytest.raises(InputError, match="no calibration 'genral'"):
         read_calibration("genral")
+    with pytest.raises(InputError) as raised:
+        read_calibration("something")
+    assert str(raised.value) == "no calibration 'something'; known: general (or give a file)"
     bare = json.loads(file.read_text())
     bare["scale"]["networks"] = [[]]
     for name, content in (("other", {"a": 1}), ("bare", bare)):

@@ -246,6 +246,34 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
     assert "Traceback" not in told
 
 
+def test_a_list_is_read_to_its_end_before_work_begins(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.nii.gz").touch()
+    Path("pairs.csv").write_text(
+        "kind,fixed,moving,fixed_labels,moving_labels\n"
+        "toy,a.nii.gz,a.nii.gz,a.nii.gz,a.nii.gz\n"
+        "toy,a.nii.gz,a.nii.gz,a.nii.gz,b.nii.gz\n"
+    )
+    monkeypatch.delenv("VERIMORPH_DATA", raising=False)
+    assert run(["calibrate", "--pairs", "pairs.csv", "--check", "general"]) == 2
+    assert "pairs.csv, row 2: b.nii.gz not found" in capsys.readouterr().err
+
+
+def test_slices_are_not_judged_by_a_calibration_of_volumes() -> None:
+    cases = [case(k) for k in range(10)]
+    points = [one.points for one in cases]
+    held = calibrate(points, name="held", calibrated_for="", scale=fit_scale(points, networks=1, steps=20))
+    slices = replace(cases[3], points=replace(cases[3].points, ndim=2))
+    with pytest.raises(OptionError, match="toy-image3-0 is 2-D, calibration 'held' 3-D"):
+        check([*cases, slices], held)
+
+
+def test_what_cannot_be_said_is_explained(tmp_path: Path, capsys, quick_fit) -> None:
+    kept(tmp_path / "cases", "toy", *((f"toy {k}",) for k in range(6)))
+    assert run(["calibrate", "--keep", str(tmp_path / "cases"), "-o", str(tmp_path / "mine.json")]) == 0
+    assert "-: no bound of that level" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", [["--check", "general"], ["-o", "a.json"]])
 def test_a_list_without_pairs_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch, words

@@ -204,3 +204,5 @@ def _print(rows: list[Check], title: str) -> None:
         "the levels, in %; UCE, ENCE: of the predicted mean square error, in squared voxels, and relative to its root",
         style="dim",
     )
+    if any(math.isnan(share) for row in rows for share in row.coverage.values()):
+        console.print("-: no bound of that level, which takes more cases, or nothing there to judge", style="dim")

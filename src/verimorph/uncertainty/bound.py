@@ -566,9 +566,7 @@ def _read(name: str | os.PathLike, ndim: int) -> Calibration:
         path = Path(name)
     if not path.is_file():
         known = sorted(p.stem for p in CALIBRATIONS.glob("*.json") if not p.stem.endswith("-2d"))
-        raise InputError(
-            f"no calibration '{name}'{nearest(str(name), known)}; there are {', '.join(known)}, or give a file"
-        )
+        raise InputError(f"no calibration '{name}'{nearest(str(name), known)} (or give a file)")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         held = {key: tuple(value) for key, value in content.pop("scale").items()}

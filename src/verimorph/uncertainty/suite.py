@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from scipy import ndimage
 
-from verimorph.errors import InputError, VerimorphError
+from verimorph.errors import InputError, OptionError, VerimorphError
 from verimorph.image import Image
 from verimorph.uncertainty.assess import on_evidence, traits
 from verimorph.uncertainty.bound import (
@@ -182,17 +182,11 @@ def collect_pairs(
     if not rows:
         raise InputError(f"{table}: lists no pair; give one a row, below the names of the columns")
     root = Path(os.environ.get("VERIMORPH_DATA", str(table.parent)))
+    # All of the list before the first pair is measured, which takes its time.
+    files_of = [_files_of(row, root, f"{table}, row {number}") for number, row in enumerate(rows, start=1)]
     out = []
-    for number, row in enumerate(rows):
-        missing = [key for key in ("kind", "fixed", "moving", "fixed_labels", "moving_labels") if not row.get(key)]
-        if missing:
-            told = f"{', '.join(missing)} missing; a pair needs labels and a kind"
-            raise InputError(f"{table}, row {number + 1}: {told}")
-        files = {key: root / row[key] for key in ("fixed", "moving", "fixed_labels", "moving_labels")}
+    for number, (row, files) in enumerate(zip(rows, files_of, strict=True)):
         stems = [files[key].name.split(".")[0] for key in ("fixed", "moving")]
-        missing = [str(file) for file in files.values() if not file.exists()]
-        if missing:
-            raise InputError(f"{table}, row {number + 1}: {', '.join(missing)} not found")
         name = f"{row['kind']}-{PAIRS}-{stems[0]}-{stems[1]}-{digest(*files.values())}"
         if tell is not None:
             tell(name, number, len(rows))
@@ -203,6 +197,17 @@ def collect_pairs(
             write_case(measure_pair(**images, kind=kind, name=name, seed=number, images=hashes), path)
         out.append(read_case(path))
     return out
+
+
+def _files_of(row: Mapping[str, str], root: Path, place: str) -> dict[str, Path]:
+    """The files of a pair; ``place`` says where it is listed."""
+    keys = ("fixed", "moving", "fixed_labels", "moving_labels")
+    if missing := [key for key in ("kind", *keys) if not row.get(key)]:
+        raise InputError(f"{place}: {', '.join(missing)} missing; a pair needs labels and a kind")
+    files = {key: root / row[key] for key in keys}
+    if absent := [str(file) for file in files.values() if not file.exists()]:
+        raise InputError(f"{place}: {', '.join(absent)} not found")
+    return files
 
 
 def images_of(patterns: Sequence[str]) -> list[tuple[str, Path]]:
@@ -367,6 +372,8 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
     for case in cases:
         held = calibration if isinstance(calibration, Calibration) else calibration(case)
         p = case.points
+        if p.ndim != held.ndim:
+            raise OptionError(f"{case.name} is {p.ndim}-D, calibration '{held.name}' {held.ndim}-D; judge them apart")
         inside = p.foreground
         evidence = p.evidence[:, [p.names.index(name) for name in held.scale.names]]
         error = p.error
