@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from verimorph.errors import InputError
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.methods import method
@@ -61,6 +62,14 @@ def test_whole_voxels_leave_labels_certain():
         if name != "appearance":
             assert tensor.abs().max() == 0, name
     assert torch.equal(maps.moved_labels, one_hot(block(), [1]).roll((-2, 1), (2, 3)))
+
+
+@pytest.mark.parametrize("values", [[], [0, 1]])
+def test_the_background_is_no_structure(values):
+    image = Image.from_array(np.zeros(SHAPE, np.float32))
+    draws = [Draw(translation(0, 0, 0))] * 2
+    with pytest.raises(InputError, match="without 0"):
+        label_uncertainty(draws, fixed=image, moving=image, moving_labels=block(), values=values)
 
 
 def test_half_a_voxel_makes_borders_soft_without_any_spread():

@@ -131,8 +131,10 @@ def label_uncertainty(
     Raises
     ------
     InputError
-        If there are fewer than two draws, or variances of other classes.
+        If there are fewer than two draws, variances of other classes, or no structures among ``values``.
     """
+    if not values or 0 in values:
+        raise InputError(f"values are {list(values)}; name the labels of one structure or more, without 0 (background)")
     grid, background = fixed.grid, default_background(moving)
     spread, appearance, votes = FieldSpread(), Appearance(fixed.tensor().float()), LabelVotes()
     variances = RunningMoments()
