@@ -192,6 +192,9 @@ def test_a_map_of_others_is_judged_by_itself(verimorph, out, tmp_path):
     # Neither the spread nor the label uncertainty beside it is theirs.
     assert set(document["maps"]) == {"bound"}
     assert "labels" not in document
+    said = verimorph(*command).out
+    assert "80 of 100 voxels" in said
+    assert "calibration set" not in said  # none is known
 
 
 def test_maps_of_an_earlier_registration_are_not_judged(verimorph, out, tmp_path):
@@ -222,6 +225,7 @@ def test_mistakes_are_one_line(verimorph, out, tmp_path):
     verimorph("evaluate", "--uncertainty", folder, *truth, "--level", "90").assert_user_error("between 0 and 1")
     verimorph("evaluate", "--uncertainty", folder, *truth, "--level", "0.5").assert_user_error("leave out --level")
     verimorph("evaluate", "--uncertainty", folder, *truth, "--large-error", "0").assert_user_error("above 0")
+    verimorph("evaluate", "--uncertainty", folder, *truth, "--large-error", "nan").assert_user_error("above 0")
     for words in (["--fast"], ["--tolerance", "2"]):
         verimorph("evaluate", "--uncertainty", folder, *truth, *words).assert_user_error("does not measure", words[0])
     verimorph("evaluate", "--uncertainty", folder, *truth, "--inverse", "i.h5").assert_user_error("leave it out")

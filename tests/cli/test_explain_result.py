@@ -13,7 +13,7 @@ from verimorph.transform import Affine
 from verimorph.uncertainty.cohort import cohort
 from verimorph.uncertainty.maps import facts_of_result
 from verimorph.uncertainty.verdict import WORDS
-from verimorph.uncertainty.words import LIMITS, in_words, meaning
+from verimorph.uncertainty.words import BROKEN, LIMITS, in_words, meaning
 
 FACTS = {
     "verdict": {"verdict": "fail", "reasons": "the images hardly overlap", "probability": 0.98},
@@ -49,22 +49,25 @@ def test_result_is_explained_in_plain_words(verimorph, folder, name):
     for said in (
         "fail: probably broken; do not use it as it is (the images hardly overlap)",
         "likeness to registrations broken on purpose: 98 %",
-        "80 % level; median 1.23 mm, 95th percentile 4.56 mm",
+        "80 % level; median 1.23 mm, 95th percentile 4.56 mm over the anatomy",
         "At 80 of 100 voxels the true error is at most the bound there, for images like those of the calibration set.",
         "heads, lungs and abdomens",
         f"verimorph explain {folder / 'transform.h5'}",
     ):
         assert said in text, said
     assert words(LIMITS) in text
+    assert words(BROKEN) in text
+    assert BROKEN not in dict(in_words(FACTS | {"verdict": {"verdict": "review"}})).values()
 
 
 def test_programs_get_the_same_facts(verimorph, folder):
     assert json.loads(verimorph("explain", folder, "--json").out) == FACTS
 
 
-def test_map_alone_has_sizes_and_no_promise(verimorph, folder):
+@pytest.mark.parametrize("name", ["", "error_mm.nii.gz"])
+def test_map_alone_has_sizes_and_no_promise(verimorph, folder, name):
     (folder / "metrics.json").unlink()
-    text = words(verimorph("explain", folder / "error_mm.nii.gz").out)
+    text = words(verimorph("explain", folder / name).out)
     assert "level not known" in text
     assert "median 2 mm" in text
     assert "Meaning" not in text
@@ -111,6 +114,7 @@ def test_a_cohort_is_compared_within_itself(verimorph, tmp_path):
     assert found[0]["name"] == str(folders[4])
     assert found[0]["stands_out"]
     few = words(verimorph("explain", *folders[:3]).out)
+    assert "chance" not in few  # sound and broken ones are not equally frequent, so it is none
     assert all(folder.name in few.replace(" ", "") for folder in folders[:3])
     assert "fewer than 8, so none is compared with the others" in few
 

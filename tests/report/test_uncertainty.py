@@ -48,6 +48,11 @@ def test_bound_is_explained_in_plain_words(page):
         assert said in text
 
 
+def test_the_bound_of_a_failed_registration_is_not_to_be_relied_on(page, known, unsure):
+    assert words.BROKEN not in plain(page)
+    assert words.BROKEN in plain(render(unsure(known(), verdict="fail")))
+
+
 def test_numbers_are_percentiles_over_the_anatomy(page, finished):
     # the anatomy of the phantom: labels above 0, up to the coarse lattice of the page
     inside = finished.uncertainty.error_mm.array[finished.fixed_labels.array > 0]

@@ -55,6 +55,14 @@ def test_a_large_bound_stands_out_by_itself():
     assert "bound" in first.reason
 
 
+def test_bounds_of_different_levels_are_not_compared():
+    some = results(12, np.random.default_rng(2))
+    for one in some.values():
+        one["uncertainty"]["level"] = 0.5
+    some["pair 5"]["uncertainty"] |= {"median_mm": 50.0, "level": 0.95}
+    assert not any(one.stands_out for one in cohort(some))
+
+
 def test_small_cohorts_are_listed_and_not_compared():
     some = results(FEWEST - 1, np.random.default_rng(3))
     some["pair 0"]["verdict"] |= {"verdict": "fail", "probability": 0.99}

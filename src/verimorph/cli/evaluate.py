@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -256,7 +257,7 @@ def _evaluate_uncertainty(
         keep_inputs([json_file], inputs_of(results, given, truth))
     if given["inverse"]:
         raise OptionError("--inverse says nothing about an uncertainty; leave it out")
-    if large_error is not None and large_error <= 0:
+    if large_error is not None and not 0 < large_error < math.inf:
         raise OptionError(f"--large-error is {large_error:g}; give millimetres above 0")
     if output is not None:
         require_writable(output)

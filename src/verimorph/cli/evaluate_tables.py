@@ -68,7 +68,8 @@ def print_uncertainty(
     promise = f"{100 * document['level']:g} %"
     known = names or {}
     if "transform" in document or "landmarks" in document:
-        console.print(f"promised: {meaning(document['level'])}", style="dim", soft_wrap=True)
+        promised = meaning(document["level"], calibrated=document["calibration"] is not None)
+        console.print(f"promised: {promised}", style="dim", soft_wrap=True)
         for label, key in (("calibrated on", "calibration"), ("holds for", "calibrated_for")):
             if document[key]:
                 console.print(f"{label}: {escape(document[key])}", style="dim", soft_wrap=True)
@@ -107,7 +108,7 @@ def _print_bound(console: Console, title: str, found: dict[str, Any], promise: s
     rows = [
         (f"error within the bound, {promise} promised", covered),
         (f"factor that makes it {promise} here", format_number(found["factor_for_level"])),
-        ("distance from that, mean over sizes of bound", _share(found["conditional_coverage_gap"])),
+        (f"distance from {promise}, mean over sizes of bound", _share(found["conditional_coverage_gap"])),
         ("bound: median, 95 % (mm)", _two(found["bound_mm"], "median", "p95")),
         ("true error: median, 95 % (mm)", _two(found["error_mm"], "median", "p95")),
         ("median bound / median error", format_number(found["sharpness"])),

@@ -62,7 +62,7 @@ def print_cohort(standings: Sequence[Standing]) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         table.add_column("result", overflow="fold")
         table.add_column("verdict")
-        table.add_column("chance broken", justify="right")
+        table.add_column("like broken ones", justify="right")
         table.add_column("median bound", justify="right")
         if not few:
             table.add_column("stands out", overflow="fold")

@@ -39,6 +39,7 @@ class Sureness:
     level: str
     meaning: str
     limits: str
+    broken: str
     calibration: str
     calibrated_for: str
     facts: list[Fact]
@@ -87,6 +88,7 @@ def gather(registration: Any, survey: Survey) -> Sureness | None:
         level,
         words.meaning(found.level),
         words.LIMITS,
+        words.BROKEN if found.verdict == "fail" else "",
         found.calibration,
         found.calibrated_for,
         facts,

@@ -1,6 +1,7 @@
 """Which results of a cohort stand out from the rest: a verdict looks at one pair, this at all of them together.
 
-For each fact of the verdict, and for the logarithm of the median bound, a result is compared with the others by
+For each fact of the verdict, and for the logarithm of the median bound (where all are of one level), a result is
+compared with the others by
 
     z = (fact - median) / max(1.4826 MAD, 0.05)
 
@@ -80,7 +81,8 @@ def cohort(results: Mapping[str, Mapping[str, Any]]) -> list[Standing]:
     columns = [[float(facts[name][k]) for name in compared] for k in shared]
     medians = np.array([(results[name].get("uncertainty") or {}).get("median_mm", math.nan) for name in names], float)
     count = len(compared)
-    if np.isfinite(medians[:count]).all():
+    levels = {(results[name].get("uncertainty") or {}).get("level") for name in compared}
+    if np.isfinite(medians[:count]).all() and len(levels) == 1:  # that of another level is of another size
         shared, columns = [*shared, _BOUND], [*columns, np.log(np.maximum(medians[:count], 1e-6)).tolist()]
     z = np.full((len(names), len(shared)), math.nan)
     if count >= FEWEST and shared:

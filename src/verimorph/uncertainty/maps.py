@@ -42,8 +42,8 @@ def facts_of_result(path: Path) -> dict[str, Any]:
     Parameters
     ----------
     path
-        A result folder, or the ``error_mm.nii.gz`` in one. Of a map that lies alone, or has another name, only its
-        sizes are known.
+        A result folder, or the ``error_mm.nii.gz`` in one. Of a map that lies there without ``metrics.json``, or has
+        another name, only its sizes are known.
 
     Raises
     ------
@@ -57,6 +57,8 @@ def facts_of_result(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path}: no such file; give what 'verimorph register --uncertainty' wrote")
     folder = path if path.is_dir() else path.parent
+    if path.is_dir() and (path / BOUND).is_file() and not (path / "metrics.json").is_file():
+        path = path / BOUND
     facts = {}
     if (folder / "metrics.json").is_file() and (path.is_dir() or path.name == BOUND):
         try:

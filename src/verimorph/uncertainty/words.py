@@ -16,14 +16,19 @@ LIMITS = (
 )
 
 
-def meaning(level: float) -> str:
-    """Say what a bound at ``level`` means.
+BROKEN = "It was learned on registrations that are not broken; where the verdict is fail, do not rely on it."
+
+
+def meaning(level: float, *, calibrated: bool = True) -> str:
+    """Say what a bound at ``level`` means; of one from elsewhere no calibration set is known.
 
     >>> meaning(0.9)
     'At 90 of 100 voxels the true error is at most the bound there, for images like those of the calibration set.'
+    >>> meaning(0.95, calibrated=False)
+    'At 95 of 100 voxels the true error is at most the bound there.'
     """
-    voxels = f"{100 * level:g} of 100 voxels"
-    return f"At {voxels} the true error is at most the bound there, for images like those of the calibration set."
+    images = ", for images like those of the calibration set" if calibrated else ""
+    return f"At {100 * level:g} of 100 voxels the true error is at most the bound there{images}."
 
 
 def verdict_line(verdict: str, reasons: str) -> str:
@@ -56,13 +61,15 @@ def in_words(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         level = bound.get("level")
         parts = ["level not known (no metrics.json beside the map)" if level is None else f"{100 * level:g} % level"]
         if bound.get("median_mm") is not None:
-            where = "every voxel" if level is None else "the foreground"
+            where = "every voxel" if level is None else "the anatomy"
             parts.append(f"median {bound['median_mm']:.3g} mm, 95th percentile {bound['p95_mm']:.3g} mm over {where}")
         lines.append(("Error bound", "; ".join(parts)))
         if (away := bound.get("reference_away_mm")) is not None:
             lines.append(("", f"of it, the way to a registration by the defaults: median {away:.3g} mm"))
         if level is not None:
             lines += [("Meaning", meaning(level)), ("", LIMITS)]
+            if verdict.get("verdict") == "fail":
+                lines.append(("", BROKEN))
         for label, key in (("Calibrated on", "calibration"), ("Holds for", "calibrated_for")):
             if bound.get(key):
                 lines.append((label, str(bound[key])))
