@@ -1,9 +1,12 @@
 """The page about the error of a registration: shown where it is known, in the words of ``explain``, never otherwise."""
 
+import base64
+import io
 import re
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from verimorph.image import Image
@@ -71,6 +74,25 @@ def test_every_plane_shows_the_bound_over_the_fixed_image(page):
     assert re.findall(r'href="#middle-(\w+)-bound"', section) == ["axial", "coronal", "sagittal"]
     assert len(re.findall(r'<image id="[\w-]+-bound"', page)) == page.count('-fixed" width')
     assert 'value="bound"' in page
+
+
+def test_label_uncertainty_is_drawn_where_there_is_one(known, unsure, page):
+    assert "label-uncertainty" not in re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    finished = known()
+    entropy = np.zeros(finished.fixed.grid.shape, np.float32)
+    entropy[:21] = np.log(2)
+    entropy[:, :4] = np.nan
+    drawn = render(unsure(finished, label_uncertainty=Image.from_array(entropy, finished.fixed.grid)))
+    section = drawn[drawn.index('id="sure"') : drawn.index('id="look"')]
+    assert re.findall(r'href="#middle-(\w+)-label-uncertainty"', section) == ["axial", "coronal", "sagittal"]
+    assert 'value="label-uncertainty"' in drawn
+    assert '"label-uncertainty": {' in drawn  # the script knows the view
+    found = re.search(r'<image id="middle-axial-label-uncertainty"[^>]*base64,([^"]+)"', drawn)[1]
+    opacity = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(found))).convert("RGBA"))[..., 3]
+    # Patient left, index 0, is on the right; where the label is certain the image below shows, and where none is known.
+    assert (opacity[: len(opacity) // 2, opacity.shape[1] // 2 + 4 :] == round(255 * 0.85)).all()
+    assert (opacity[:, : opacity.shape[1] // 2 - 4] == 0).all()
+    assert (opacity[-5:] == 0).all()
 
 
 def test_volumes_have_their_intervals(page):

@@ -98,6 +98,8 @@ class Painter:
             self.scales.error_mm = max(0.5, float(np.ceil(2 * np.percentile(error, 99)) / 2))
         found = r.uncertainty
         self.bound = None if found is None else (found.error_mm.tensor(), found.error_mm.grid)
+        entropy = None if found is None else found.label_uncertainty
+        self.entropy = None if entropy is None else (entropy.tensor(), entropy.grid)
         if found is not None:
             points = self.survey.points[self.survey.foreground.ravel()]
             self.scales.bound_mm = sureness.scale_mm(sureness.known_values(found.error_mm, points))
@@ -130,6 +132,8 @@ class Painter:
             images["error"] = paint.data_uri(self._error(plane))
         if self.bound is not None:
             images["bound"] = paint.data_uri(self._bound(plane))
+        if self.entropy is not None:
+            images["label-uncertainty"] = paint.data_uri(self._label_uncertainty(plane))
         paths = {
             "edges-fixed": lines.svg_path(lines.edges(fixed)),
             "edges-before": lines.svg_path(lines.edges(before)),
@@ -188,6 +192,13 @@ class Painter:
         heat = paint.coloured(bound, (0.0, self.scales.bound_mm), paint.colour_table("error"))
         shown = (plane.values(self.survey.body, self.survey.grid) > 0.5) & np.isfinite(bound)
         return np.dstack([heat, np.where(shown, 200, 0).astype(np.uint8)])
+
+    def _label_uncertainty(self, plane: Plane) -> ndarray:
+        """Entropy of the moved label in the colours of the error; where the label is certain nothing is painted."""
+        entropy = np.nan_to_num(plane.values(*self.entropy))
+        heat = paint.coloured(entropy, (0.0, sureness.TWO_LABELS), paint.colour_table("error"))
+        opacity = np.clip(2 * entropy / sureness.TWO_LABELS, 0, 0.85)
+        return np.dstack([heat, np.round(255 * opacity).astype(np.uint8)])
 
     def _grid(self, plane: Plane) -> list[ndarray]:
         grid = self.registration.fixed.grid

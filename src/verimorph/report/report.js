@@ -19,6 +19,7 @@
     residual: { base: "fixed", over: ["residual-{m}"], words: "fixed image with residual" },
     error: { base: "fixed", over: ["error"], words: "fixed image with true error" },
     bound: { base: "fixed", over: ["bound"], words: "fixed image with error bound" },
+    "label-uncertainty": { base: "fixed", over: ["label-uncertainty"], words: "fixed image with label uncertainty" },
   };
   const state = { mode: "slider", place: viewer.dataset.place, moving: "after", split: 50, tile: 20, on: false, playing: true };
   const link = (element, id) => {

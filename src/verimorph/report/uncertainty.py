@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from verimorph.report.facts import Fact, number
 from verimorph.report.survey import Survey
 from verimorph.uncertainty import words
 from verimorph.uncertainty.maps import values_at
+
+TWO_LABELS = math.log(2)
+"""Entropy where two labels are equally likely, nats: the end of the colour bar of label uncertainty."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Sureness:
     facts: list[Fact]
     volumes: list[VolumeRow]
     bar_half_percent: float
+    labels: bool
 
 
 def gather(registration: Any, survey: Survey) -> Sureness | None:
@@ -94,6 +99,7 @@ def gather(registration: Any, survey: Survey) -> Sureness | None:
         facts,
         volumes,
         half,
+        found.label_uncertainty is not None,
     )
 
 
