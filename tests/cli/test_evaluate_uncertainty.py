@@ -131,6 +131,10 @@ def test_labels_beside_their_uncertainty(verimorph, out, tmp_path):
     assert "transform" not in document
     assert document["labels"]["n_labels"] == 2
     assert document["labels"]["band"]["auroc"] > 0.6
+    # labels that are nowhere are not counted, and are no result by themselves
+    command = ("evaluate", "--uncertainty", out[0], "-f", tmp_path / "labels.nii.gz", "--json", "-", "--labels")
+    assert json.loads(verimorph(*command, "1,9").out)["labels"]["n_labels"] == 1
+    verimorph(*command, "9").assert_user_error("holds label 9")
     # the map alone, with the moved labels as an option
     alone = tmp_path / "alone"
     alone.mkdir()

@@ -172,7 +172,7 @@ def against_labels(
         check_labels(image, uncertainty, role)
     if mask is not None:
         check_mask(mask, uncertainty, "mask")
-    return score_label_uncertainty(
+    found = score_label_uncertainty(
         np.asarray(fixed_labels.array).astype(np.int64),
         np.asarray(moved_labels.array).astype(np.int64),
         np.asarray(uncertainty.array, float),
@@ -180,6 +180,12 @@ def against_labels(
         labels=labels,
         mask=None if mask is None else np.asarray(mask.array) > 0,
     )
+    if found["n_labels"] == 0:
+        which = "any label" if labels is None else f"label {', '.join(str(n) for n in labels)}"
+        raise InputError(
+            f"neither {fixed_labels.name} nor {moved_labels.name} holds {which}; there is nothing to judge"
+        )
+    return found
 
 
 def _place(

@@ -174,7 +174,7 @@ def score_label_uncertainty(
     steps = metrics.reliability(guess / top, own, bins=10)
     return _plain(
         {
-            "n_labels": len(wanted),
+            "n_labels": len(rows),
             "n_missing": n_missing,
             "error": "hard: the moved label is not the fixed one",
             "uncertainty": "entropy of the moved labels, nats",
