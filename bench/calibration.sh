@@ -20,16 +20,16 @@ known() { # kind, cases, patterns below the data
     verimorph calibrate "$@" -n "$cases" --keep "$keep" --check general # measures the cases, learns nothing yet
 }
 mkdir -p "$keep"
-known hippocampus 24 'hippocampus_mr/*0[0-2]?_image.nii.gz'
-known cardiac 16 'cardiac_cine_acdc/*_ed_image.nii.gz'
-known spine 8 'spine_multimodal/t?.nii.gz' 'spine_multimodal/t2s.nii.gz'
-known lung-mr 12 'lung_mr_proton/*_h1.nii.gz'
+known hippocampus 32 'hippocampus_mr/*0[0-2]?_image.nii.gz'
+known cardiac 24 'cardiac_cine_acdc/*_ed_image.nii.gz'
+known spine 12 'spine_multimodal/t?.nii.gz' 'spine_multimodal/t2s.nii.gz'
+known lung-mr 20 'lung_mr_proton/*_h1.nii.gz'
 # Two images in such an order that each meets both families of deformations, which take turns.
-known lung-ct 12 'lung_ct_pair/fixed_baseline.nii.gz' 'lung_ct_pair/moving_followup.nii.gz' \
+known lung-ct 20 'lung_ct_pair/fixed_baseline.nii.gz' 'lung_ct_pair/moving_followup.nii.gz' \
     'lung_ct_pair/moving_followup.nii.gz' 'lung_ct_pair/fixed_baseline.nii.gz'
-known abdomen 12 'abdomen_mr_chaos/*_t2spir.nii.gz'
-known brain 16 'brain_t1_oasis/*_t1_brain.nii.gz'
-known head 8 'brain_multimodal_ms/*visit?_*[RW].nii.gz'
+known abdomen 20 'abdomen_mr_chaos/*_t2spir.nii.gz'
+known brain 24 'brain_t1_oasis/*_t1_brain.nii.gz'
+known head 12 'brain_multimodal_ms/*visit?_*[RW].nii.gz'
 VERIMORPH_DATA=$data verimorph calibrate --pairs "$here/calibration-pairs.csv" --keep "$keep" --check general
 verimorph calibrate --keep "$keep" -o "$keep/general.json" --name general --for "known deformations of brain T1 \
 (skull-stripped), cardiac cine MR, abdominal MR, lung CT and MR, hippocampus MR, raw head MR and cervical spine MR, \
