@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from verimorph.uncertainty.sampler import Sampler
 
 SOURCES = ("posterior", "ensemble", "cost volume", "engine")
-MEMBERS = ("voxelmorph", "voxelmorph-diff-deterministic", "transmorph", "modet")
+MEMBERS = ("voxelmorph", "voxelmorph-diff-deterministic", "lku-net", "modet")
 MAPS = ("transformation", "appearance", "epistemic", "mutual information", "entropy of the mean warp")
 VALUES = [1, 2]
 
