@@ -232,13 +232,8 @@ def labels_of(file: Path) -> Path:
 
 def overlap(pair: tuple[Path, Path], found: Registration) -> float:
     """Mean Dice of a pair's labels on the fixed grid."""
-    first, second = pair
-    fixed = (
-        identity(found.fixed.grid.ndim)
-        .resample(read_image(labels_of(first)), found.fixed.grid, interpolation="nearest")
-        .array
-    )
-    moving = read_image(labels_of(second))
+    drawn, moving = (read_image(labels_of(file)) for file in pair)
+    fixed = identity(found.fixed.grid.ndim).resample(drawn, found.fixed.grid, interpolation="nearest").array
     moved = found.transform.resample(moving, found.fixed.grid, interpolation="nearest").array
     own = [label for label in np.unique(fixed) if label != 0]
     return float(
@@ -334,7 +329,8 @@ def check(suite: Suite, path: Path) -> None:
     """Judge rows by the packaged verdict."""
     found = usable(rows(path))
     broken = np.array([r["kind"] in BROKEN for r in found])
-    verdicts = [judge(r["facts"], read_calibration("general", ndim=suite.ndim)) for r in found]
+    packaged = read_calibration("general", ndim=suite.ndim)
+    verdicts = [judge(r["facts"], packaged) for r in found]
     scores = np.array([one.probability for one in verdicts])
     alarms = 100 * (scores[~broken] >= np.quantile(scores[broken], 0.05)).mean()
     print(f"AUROC {auroc(scores, broken):.3f}; false alarms at 95 % detection {alarms:.1f} %; pass / review / fail:")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -60,6 +62,19 @@ def test_a_method_is_trained_on_a_folder_and_goes_on(verimorph, folder, tmp_path
     with open(run / "log.csv", encoding="utf-8") as stream:
         assert [row["step"] for row in csv.DictReader(stream)] == ["2", "3"]
     assert (run / "recipe.yaml").read_text(encoding="utf-8").startswith("# verimorph ")
+
+
+def test_commands_that_people_copy_are_whole(verimorph, folder, monkeypatch):
+    """Of the first page and of the help: nothing but the user's own list is missing."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "200")
+    (folder / "pairs.csv").write_text("fixed,moving\nscan0.nii.gz,scan1.nii.gz\nscan1.nii.gz,scan2.nii.gz\n")
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"verimorph (train .*--pairs .*)", page + verimorph("train", "--help").out)
+    assert len(shown) == 3
+    for words in map(str.split, shown):
+        done = verimorph(*words, "--dry-run")
+        assert done.code == 0, (words, done.err)
 
 
 def test_the_size_of_the_grid_is_asked_for(verimorph, folder):

@@ -1,4 +1,7 @@
-"""The packaged calibration and verdict of slices, on real ones that neither was learned from."""
+"""The packaged verdict of slices, on real ones that it was not learned from, and the packaged bound.
+
+The calibration of the bound has seen these images deformed by other maps: the sets have no more.
+"""
 
 from __future__ import annotations
 

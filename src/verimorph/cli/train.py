@@ -28,11 +28,14 @@ app = application()
 @app.command(
     epilog=examples(
         ("What a recipe says:", "verimorph train recipes/hippocampus/voxelmorph.yaml -o runs/voxelmorph"),
-        ("A method on pairs of a list:", "verimorph train voxelmorph --pairs pairs.csv -o runs/mine"),
+        (
+            "A method on pairs of a list:",
+            "verimorph train voxelmorph --pairs pairs.csv --shape 96x96x96 -o runs/mine",
+        ),
         ("Go on after an interruption:", "verimorph train -o runs/mine --resume"),
         (
             "Other settings, two GPUs:",
-            "verimorph train transmorph --variant small --pairs pairs.csv --steps 5000 --devices 2 -o runs/small",
+            "verimorph train transmorph --variant small --pairs pairs.csv --shape 96x96x96 --devices 2 -o runs/small",
         ),
     )
 )
