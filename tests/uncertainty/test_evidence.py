@@ -9,7 +9,15 @@ import torch
 from verimorph.grid import Grid
 from verimorph.solve.pyramid import Level, Volume
 from verimorph.transform import Composite, DisplacementField, rigid
-from verimorph.uncertainty.evidence import _image_maps, as_field, bending, border, noise_level, ripple
+from verimorph.uncertainty.evidence import (
+    _image_maps,
+    as_field,
+    bending,
+    border,
+    noise_level,
+    remaining_shift,
+    ripple,
+)
 
 
 def volume(shape: tuple[int, ...], spacing: tuple[float, ...]) -> Volume:
@@ -76,6 +84,56 @@ def test_smoothing_takes_noise_from_the_mismatch_and_leaves_what_is_out_of_place
     assert moved[1] > 0.5 * moved[0]
     assert noisy[2] == pytest.approx(0.3, rel=0.25)
     assert moved[2] < 0.1
+
+
+def waves(grid: Grid, moved_mm: tuple[float, ...], between: tuple[float, float] = (8, 20)) -> torch.Tensor:
+    """An analytic scene, which can be read anywhere: forty waves of these lengths, mm, moved by so much."""
+    random = np.random.default_rng(0)
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1)
+    at = index * np.array(grid.spacing) + np.array(moved_mm)
+    total = np.zeros(grid.shape)
+    for _ in range(40):
+        direction = random.normal(size=grid.ndim)
+        wave = direction / np.linalg.norm(direction) * 2 * np.pi / random.uniform(*between)
+        total += np.sin(at @ wave + random.uniform(0, 2 * np.pi))
+    return torch.from_numpy((total / total.std()).astype(np.float32))[None, None]
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "moved"),
+    [((60, 50), (1.0, 1.5), (0.2, -0.15)), ((40, 36, 20), (1.0, 1.0, 2.0), (0.2, 0.0, -0.3))],
+)
+def test_a_small_shift_is_read_off_the_images(shape, spacing, moved) -> None:
+    grid = volume(shape, spacing).grid
+    unit = 1.3
+    fixed, other = waves(grid, (0.0,) * len(shape)), waves(grid, moved)
+    found = remaining_shift(fixed, other, grid, unit)
+    inner = tuple(slice(6, -6) if n > 20 else slice(4, -4) for n in shape)
+    assert float(found["shift 3"][inner].median()) == pytest.approx(np.linalg.norm(moved) / unit, rel=0.1)
+    # Brighter, of higher contrast, or inverted: the same shift, and no less sure.
+    for scale, offset in ((7.0, 30.0), (-0.5, 1.0)):
+        again = remaining_shift(fixed, scale * other + offset, grid, unit)
+        for name, expected in found.items():
+            assert torch.allclose(again[name][inner], expected[inner], rtol=1e-2, atol=1e-3), name
+    assert max(float(one.max()) for one in remaining_shift(fixed, fixed, grid, unit).values()) < 1e-4
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((48, 40), (1.0, 1.4)), ((32, 30, 16), (1.0, 1.0, 2.0))])
+def test_what_noise_makes_of_a_shift_is_its_standard_error(shape, spacing) -> None:
+    """The root mean square of shifts that noise alone makes, over draws, against what is said of each."""
+    grid = volume(shape, spacing).grid
+    scene = waves(grid, (0.0,) * len(shape), between=(7, 10))  # of longer ones the local means take noise and all
+    generator = torch.Generator().manual_seed(0)
+    square, said = torch.zeros(shape), torch.zeros(shape)
+    draws = 40
+    for _ in range(draws):
+        noisy = scene + 0.05 * torch.randn(scene.shape, generator=generator)
+        found = remaining_shift(scene, noisy, grid, 1.0)
+        square += found["shift 3"].square() / draws
+        said += found["shift error 3"].square() / draws
+    inner = tuple(slice(6, -6) if n > 20 else slice(4, -4) for n in shape)
+    ratio = (square[inner].sum() / said[inner].sum()).sqrt()
+    assert float(ratio) == pytest.approx(1.0, abs=0.15)
 
 
 def test_border_is_the_nearest_face_of_either_image() -> None:

@@ -86,6 +86,9 @@ def test_a_bound_that_is_too_small_shows() -> None:
     (right,) = check([case(k) for k in range(30, 34)], held)
     assert right.ence < 0.35 < 1.5 < row.ence, "errors four times as large are three times too large"
     assert row.pooled == pytest.approx(right.pooled / 4, rel=0.15)
+    # A bound that covers each case alike is as sharp whatever the size that was guessed.
+    assert row.own == pytest.approx(right.own, rel=0.1)
+    assert right.own == pytest.approx(right.sharpness, rel=0.15)
     assert row.uce > 10 * right.uce
 
 
@@ -285,6 +288,19 @@ def test_a_list_without_pairs_is_one_line(
         told = capsys.readouterr().err
         assert message in told
         assert "Traceback" not in told
+
+
+def test_many_pairs_carry_the_correction_for_their_number() -> None:
+    """Of n exchangeable pairs the quantile at the level times (n + 1) / n; of few, as they are: every level has one."""
+    cases = [case(k).points for k in range(20)]
+    scale = fit_scale(cases, networks=1, steps=100)
+    for count, share in ((20, 21 / 20), (18, 1.0)):
+        pairs = [case(k, kind="toy-pairs", factor=3.0).points for k in range(40, 40 + count)]
+        held = calibrate([*cases, *pairs], name="both", calibrated_for="", scale=scale)
+        scores = np.concatenate([scale.scores(one)[one.foreground] for one in pairs])
+        for level in (0.5, 0.8, 0.9, 0.95):
+            expected = np.quantile(scores, min(level * share, 1.0))
+            assert held.quantile(level, True, "pairs") == pytest.approx(expected, abs=0.03), level
 
 
 def test_two_scans_are_never_easier_than_one_and_its_copy() -> None:

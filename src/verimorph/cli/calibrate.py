@@ -176,7 +176,7 @@ def _print(rows: list[Check], title: str) -> None:
     table = Table(title=title, box=None, padding=(0, 1, 0, 0), header_style="bold", title_justify="left")
     table.add_column("images", no_wrap=True)
     levels = ("50 %", "80 %", "90 %", "95 %")
-    headings = ("cases", *levels, "around", "ratio", "all", "rank r", "AUSE", "spread", "ECE", "UCE", "ENCE")
+    headings = ("cases", *levels, "around", "ratio", "all", "own", "rank r", "AUSE", "spread", "ECE", "UCE", "ENCE")
     for heading in headings:
         table.add_column(heading, justify="right")
     for row in rows:
@@ -187,6 +187,7 @@ def _print(rows: list[Check], title: str) -> None:
             _number(100 * row.background, ".1f"),
             _number(row.sharpness, ".2f"),
             _number(row.pooled, ".2f"),
+            _number(row.own, ".2f"),
             f"{row.spearman:.2f}",
             f"{row.ause:.3f}",
             f"{row.ause_spread:.3f}",
@@ -195,13 +196,14 @@ def _print(rows: list[Check], title: str) -> None:
             _number(row.ence, ".2f"),
         )
     # As wide as it is: a number cut off by a narrow terminal is no number.
-    console = Console(highlight=False, width=max(Console().width, 112))
+    console = Console(highlight=False, width=max(Console().width, 118))
     console.print(table)
     console.print(
         "coverage in % of voxels of the anatomy at each level, and at 90 % around it; ratio: median bound over\n"
-        "median error at 90 %, mean over cases; all: the same of all voxels together; rank r: Spearman's of bound\n"
-        "and error; AUSE of the bound, and of the spread of the looks alone; ECE: mean miss of the coverage over\n"
-        "the levels, in %; UCE, ENCE: of the predicted mean square error, in squared voxels, and relative to its root",
+        "median error at 90 %, mean over cases; all: the same of all voxels together; own: the ratio of a bound\n"
+        "that covers just 90 % of each case, as if its size were known; rank r: Spearman's of bound and error;\n"
+        "AUSE of the bound, and of the spread of the looks alone; ECE: mean miss of the coverage over the levels,\n"
+        "in %; UCE, ENCE: of the predicted mean square error, in squared voxels, and relative to its root",
         style="dim",
     )
     if any(math.isnan(share) for row in rows for share in row.coverage.values()):

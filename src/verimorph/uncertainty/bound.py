@@ -465,10 +465,10 @@ def calibrate(
     have seen much less than the one that is used, and bounds are wider than they need be. ``fit`` is how a scale is
     learned.
 
-    Quantiles over all kinds carry the correction for the number of cases, which guarantees coverage for exchangeable
-    ones. Those of one kind do not where it has fewer than ``GUARANTEED`` cases: with so few, the correction would ask
-    for the largest score; their coverage is right in expectation up to a term of the order of one over the number of
-    cases.
+    Quantiles over all kinds, and those over all pairs of real scans where there are ``CORRECTED_PAIRS``, carry the
+    correction for the number of cases, which guarantees coverage for exchangeable ones. Those of one kind do not where
+    it has fewer than ``GUARANTEED`` cases: with so few, the correction would ask for the largest score; their coverage
+    is right in expectation up to a term of the order of one over the number of cases.
 
     Barber et al., Predictive inference with the jackknife+, Annals of Statistics 2021, on scores out of folds.
     """
@@ -503,7 +503,9 @@ def calibrate(
             quantiles[kind] = found
     real = [i for i, p in enumerate(points) if is_pairs(p.kind)]
     if len(real) >= FEWEST:
-        quantiles[PAIRS] = _regions([points[i] for i in real], [scores[i] for i in real], corrected=False)
+        quantiles[PAIRS] = _regions(
+            [points[i] for i in real], [scores[i] for i in real], corrected=len(real) >= CORRECTED_PAIRS
+        )
     counts = {kind: sum(p.kind == kind for p in points) for kind in kinds}
     traits = {kind: [list(p.traits) for p in points if p.kind == kind and p.traits] for kind in kinds}
     return Calibration(name, calibrated_for, scale, quantiles, counts, traits, ndim=points[0].ndim)
@@ -511,6 +513,8 @@ def calibrate(
 
 FEWEST, GUARANTEED = 4, 30
 """Cases of a kind for quantiles of its own; and for those to carry the correction that guarantees their coverage."""
+CORRECTED_PAIRS = 19
+"""Pairs of real scans for the quantiles of all of them to carry it: of fewer, the highest level would have none."""
 
 
 def _regions(points: Sequence[Points], scores: Sequence[ndarray], *, corrected: bool) -> dict[str, dict[str, float]]:

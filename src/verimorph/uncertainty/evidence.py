@@ -76,12 +76,18 @@ PATCHES = (1.5, 4.0)
 """Of the neighbourhoods that images are compared over."""
 SOFT_PATCH = 2.5
 """Of the neighbourhoods that smoothed images are compared over."""
+SHIFTS = (1.5, 3.0, 6.0)
+"""Of the neighbourhoods that are asked how far they are still off: :func:`remaining_shift`."""
+LIKELY_SHIFT = 0.5
+"""How far a neighbourhood is off before it is asked, standard deviation in units: keeps bare ones from any answer."""
 RIPPLES = (1.0, 2.0, 3.0, 5.0, 8.0)
 """Of the Gaussians that :func:`ripple` is measured with."""
 MAPS = (
     *(f"{look.name} {width:g}" for look in LOOKS for width in AROUND),
     *(f"{name} {width:g}" for width in PATCHES for name in ("mismatch", "contrast")),
-    *("soft mismatch", "noise", "texture", "stretch", "shear", "bend"),
+    *("soft mismatch", "noise", "texture"),
+    *(f"{name} {width:g}" for width in SHIFTS for name in ("shift", "shift error")),
+    *("stretch", "shear", "bend"),
     *(f"ripple {width:g}" for width in RIPPLES),
     "border",
 )
@@ -321,6 +327,7 @@ def _image_maps(base: Level, u: Tensor, matrix: ndarray, unit: float) -> dict[st
     rough = sum((image - one).square() for image, one in zip((fixed, moved), soft, strict=True)) / 2
     out["noise"] = _smooth(rough, grid, PATCHES[-1]).sqrt()[0, 0]
     out["texture"] = _texture(fixed, grid)
+    out |= remaining_shift(fixed, moved, grid, unit)
     out["stretch"] = field.jacobian_determinant(u)[0].clamp_min(1e-3).log().abs()
     out["shear"], out["bend"] = shearing(u, grid), bending(u, grid, unit)
     for width in RIPPLES:
@@ -337,6 +344,66 @@ def _local_correlation(fixed: Tensor, moved: Tensor, grid: Grid, width: float) -
     cross = _smooth(fixed * moved, grid, width) - mean_f * mean_m
     mismatch = (1 - cross.square() / (var_f * var_m + 1e-8)).clamp(0, 1)[0, 0]
     return mismatch, (var_f.sqrt() * var_m.sqrt()).sqrt()[0, 0]
+
+
+def remaining_shift(
+    fixed: Float[Tensor, "1 1 *space"], moved: Float[Tensor, "1 1 *space"], grid: Grid, unit: float
+) -> dict[str, Float[Tensor, "*space"]]:
+    """How far neighbourhoods of two aligned images are still off, as they tell themselves, and how well they can tell.
+
+    Length of the shift that explains best what differs, and its standard error, units (``unit`` in mm). With f and w
+    the images less their means over a Gaussian of 4 voxels, b the slope of f on w there, ``r = f - b w``, g the
+    gradient of ``(f + b w) / 2``, and sums over the ``n = prod 2 sqrt(pi) sigma`` voxels of a Gaussian neighbourhood,
+
+        shift = C sum(g r) / s^2,    C = s^2 (sum(g g^T) + s^2 / t^2)^-1,    standard error = sqrt(trace C)
+
+    with s^2 the mean of r^2 and t what shifts are before anything is seen (``LIKELY_SHIFT``). Neither changes with the
+    scale of the intensities, so both mean the same for images of any kind.
+
+    Lucas and Kanade, An iterative image registration technique, IJCAI 1981; the standard error is Cramer's and Rao's,
+    of independent noise.
+    """
+    d = grid.ndim
+    f, w = (image - _smooth(image, grid, PATCHES[-1]) for image in (fixed, moved))
+    slope = _smooth(f * w, grid, PATCHES[-1]) / (_smooth(w.square(), grid, PATCHES[-1]) + 1e-8)
+    w = slope.clamp(-5, 5) * w  # more is noise over nothing
+    left = f - w
+    noise = _smooth(left.square(), grid, PATCHES[-1])
+    middle = ((f + w) / 2)[0, 0]
+    gradient = [(unit * _along(middle, a, grid))[None, None] for a in range(d)]
+    del f, w, slope, middle
+    pairs = [(a, b) for a in range(d) for b in range(a, d)]
+    out = {}
+    for width in SHIFTS:
+        # Voxels of the neighbourhood; along thick slices at least one, which a Gaussian of 0.3 voxels holds.
+        count = math.prod(2 * math.sqrt(math.pi) * max(width * grid.spacing.min() / s, 0.3) for s in grid.spacing)
+        variance = (noise / count).reshape(-1)
+        tensor = torch.stack([_smooth(gradient[a] * gradient[b], grid, width).reshape(-1) for a, b in pairs], 1)
+        pull = torch.stack([_smooth(one * left, grid, width).reshape(-1) for one in gradient], 1)
+        shift, error = torch.empty_like(variance), torch.empty_like(variance)
+        for start in range(0, len(variance), SOLVED_AT_ONCE):
+            piece = slice(start, start + SOLVED_AT_ONCE)
+            inverse = _inverse(tensor[piece], pairs, variance[piece] / LIKELY_SHIFT**2 + 1e-10)
+            shift[piece] = (inverse @ pull[piece, :, None]).norm(dim=(1, 2))
+            error[piece] = (variance[piece] * inverse.diagonal(dim1=1, dim2=2).sum(1)).clamp_min(0).sqrt()
+        out[f"shift {width:g}"], out[f"shift error {width:g}"] = (x.reshape(noise.shape[2:]) for x in (shift, error))
+    return out
+
+
+SOLVED_AT_ONCE = 1_000_000
+"""Voxels whose small systems are held in memory together."""
+
+
+def _inverse(
+    upper: Float[Tensor, "n c"], pairs: Sequence[tuple[int, int]], ridge: Float[Tensor, " n"]
+) -> Float[Tensor, "n d d"]:
+    """Inverses of symmetric matrices, of their upper triangles, with this on the diagonal."""
+    d = max(b for _, b in pairs) + 1
+    full = upper.new_empty(len(upper), d, d)
+    for column, (a, b) in enumerate(pairs):
+        full[:, a, b] = full[:, b, a] = upper[:, column]
+    full.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+    return torch.linalg.inv(full)
 
 
 def _slopes(u: Float[Tensor, "1 d *space"], grid: Grid) -> list[list[Tensor]]:

@@ -25,6 +25,7 @@ from verimorph.image import Image
 from verimorph.uncertainty.assess import on_evidence, traits
 from verimorph.uncertainty.bound import (
     ANY,
+    FLOOR,
     FOLDS,
     LEVELS,
     PAIRS,
@@ -47,8 +48,9 @@ from verimorph.uncertainty.metrics import (
     uncertainty_calibration_error,
 )
 
-KEPT = 4
-"""Format of kept cases. Before 4 all pairs had noise and were read linearly, and two maps were not measured."""
+KEPT = 5
+"""Format of kept cases. Before 4 all pairs had noise and were read linearly, and two maps were not measured; before 5
+nor were shifts and their errors."""
 INSIDE, OUTSIDE = 8000, 3000
 """Voxels kept of a case, in the anatomy and around it."""
 
@@ -338,9 +340,10 @@ class Check:
         where the calibration does not reach.
     background
         The same for the rest of the image, at 0.9.
-    sharpness, pooled
-        Median bound at 0.9 over median error, foreground: mean of the ratios of the cases; and of the voxels of all
-        cases together.
+    sharpness, pooled, own
+        Median bound at 0.9 over median error, foreground: mean of the ratios of the cases; of the voxels of all cases
+        together; and the first with a bound of the same shape that covers just 0.9 of each case, as if it were known
+        how well the size of its errors was guessed: what is left is chance, and what the evidence does not tell.
     ece
         Mean over the levels of how far the coverage is off, 0 to 1.
     uce, ence
@@ -356,6 +359,7 @@ class Check:
     coverage: dict[str, float]
     background: float
     sharpness: float
+    own: float
     spearman: float
     ause: float
     ause_spread: float
@@ -367,7 +371,7 @@ class Check:
 
 def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Calibration]) -> list[Check]:
     """Judge a calibration on cases, or for each case the one that a function gives (cross-validation)."""
-    rows: dict[str, list[tuple[list[float], float, float, float, float, float]]] = {}
+    rows: dict[str, list[tuple[list[float], float, float, float, float, float, float]]] = {}
     voxels: dict[str, list[Float[ndarray, "3 n"]]] = {}
     for case in cases:
         held = calibration if isinstance(calibration, Calibration) else calibration(case)
@@ -391,7 +395,8 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
             (
                 within,
                 outside,
-                float(np.median(bound[inside]) / max(np.median(error[inside]), 1e-9)),
+                sharpness(error[inside], bound[inside]),
+                sharpness(error[inside], _own_bound(held.scale, p, evidence)[inside]),
                 spearman(error[inside], (bound if reached else size)[inside]),
                 ause(error[inside], (bound if reached else size)[inside]),
                 ause(error[inside], case.spread[inside]),
@@ -418,6 +423,15 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
             )
         )
     return out
+
+
+def _own_bound(
+    scale: Scale, points: Points, evidence: Float[ndarray, "n k"], level: float = 0.9
+) -> Float[ndarray, " n"]:
+    """A bound of the shape that a scale gives, which covers just this share of the anatomy of the case itself."""
+    m, s = scale(evidence, points.foreground)
+    spread = np.ones_like(s) if is_pairs(points.kind) else s
+    return np.exp(m + spread * np.quantile(scale.scores(points)[points.foreground], level)) - FLOOR
 
 
 def _mean_of_known(values: Sequence[float] | Float[ndarray, " n"]) -> float:
