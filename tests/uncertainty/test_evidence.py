@@ -118,6 +118,21 @@ def test_a_small_shift_is_read_off_the_images(shape, spacing, moved) -> None:
     assert max(float(one.max()) for one in remaining_shift(fixed, fixed, grid, unit).values()) < 1e-4
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-5, 1e-3])
+@pytest.mark.parametrize("shape", [(48, 48), (32, 32, 24), (24, 24, 1), (1, 1)])
+def test_edges_that_tell_nothing_along_themselves_are_no_error(shape, noise) -> None:
+    """Diagonal edges and stripes: the small systems are singular, but for rounding."""
+    grid = volume(shape, (1.0,) * len(shape)).grid
+    i, j = np.indices(shape)[:2]
+    generator = torch.Generator().manual_seed(0)
+    for scene in ((i + j > shape[0]), (i + j) % 5 == 0, np.zeros(shape)):
+        fixed = torch.from_numpy(scene.astype(np.float32))[None, None]
+        moved = fixed + noise * torch.randn(fixed.shape, generator=generator)
+        for name, found in remaining_shift(fixed, moved, grid, 1.0).items():
+            assert torch.isfinite(found).all(), name
+            assert float(found.max()) < 3, name
+
+
 @pytest.mark.parametrize(("shape", "spacing"), [((48, 40), (1.0, 1.4)), ((32, 30, 16), (1.0, 1.0, 2.0))])
 def test_what_noise_makes_of_a_shift_is_its_standard_error(shape, spacing) -> None:
     """The root mean square of shifts that noise alone makes, over draws, against what is said of each."""

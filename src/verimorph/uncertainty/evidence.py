@@ -352,13 +352,17 @@ def remaining_shift(
     """How far neighbourhoods of two aligned images are still off, as they tell themselves, and how well they can tell.
 
     Length of the shift that explains best what differs, and its standard error, units (``unit`` in mm). With f and w
-    the images less their means over a Gaussian of 4 voxels, b the slope of f on w there, ``r = f - b w``, g the
-    gradient of ``(f + b w) / 2``, and sums over the ``n = prod 2 sqrt(pi) sigma`` voxels of a Gaussian neighbourhood,
+    the images less their means over a Gaussian of 4 voxels, b the slope of f on w there (at most 5 either way: more is
+    noise over nothing), ``r = f - b w``, g the gradient of ``(f + b w) / 2``, and sums over the ``n = prod 2 sqrt(pi)
+    sigma`` voxels of a Gaussian neighbourhood,
 
         shift = C sum(g r) / s^2,    C = s^2 (sum(g g^T) + s^2 / t^2)^-1,    standard error = sqrt(trace C)
 
-    with s^2 the mean of r^2 and t what shifts are before anything is seen (``LIKELY_SHIFT``). Neither changes with the
-    scale of the intensities, so both mean the same for images of any kind.
+    with s^2 the mean of r^2 over the Gaussian of 4 voxels and t what shifts are before anything is seen
+    (``LIKELY_SHIFT``). Neither changes with the scale of the intensities, so both mean the same for images of any kind.
+
+    Limits: n counts voxels beyond the border, too, so errors are larger there than is said. Where both images are bare
+    and without noise (air that is exactly 0) the error is 0, not t. Along an axis of one slice nothing can be told: t.
 
     Lucas and Kanade, An iterative image registration technique, IJCAI 1981; the standard error is Cramer's and Rao's,
     of independent noise.
@@ -366,7 +370,7 @@ def remaining_shift(
     d = grid.ndim
     f, w = (image - _smooth(image, grid, PATCHES[-1]) for image in (fixed, moved))
     slope = _smooth(f * w, grid, PATCHES[-1]) / (_smooth(w.square(), grid, PATCHES[-1]) + 1e-8)
-    w = slope.clamp(-5, 5) * w  # more is noise over nothing
+    w = slope.clamp(-5, 5) * w
     left = f - w
     noise = _smooth(left.square(), grid, PATCHES[-1])
     middle = ((f + w) / 2)[0, 0]
@@ -397,13 +401,18 @@ SOLVED_AT_ONCE = 1_000_000
 def _inverse(
     upper: Float[Tensor, "n c"], pairs: Sequence[tuple[int, int]], ridge: Float[Tensor, " n"]
 ) -> Float[Tensor, "n d d"]:
-    """Inverses of symmetric matrices, of their upper triangles, with this on the diagonal."""
+    """Inverses of symmetric matrices, of their upper triangles, with this on the diagonal.
+
+    A millionth of the trace comes on top: along an edge, where nothing tells in one direction, sums of single precision
+    need not be positive definite.
+    """
     d = max(b for _, b in pairs) + 1
-    full = upper.new_empty(len(upper), d, d)
+    full = upper.new_empty(len(upper), d, d, dtype=torch.float64)
     for column, (a, b) in enumerate(pairs):
-        full[:, a, b] = full[:, b, a] = upper[:, column]
-    full.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
-    return torch.linalg.inv(full)
+        full[:, a, b] = full[:, b, a] = upper[:, column].double()
+    diagonal = full.diagonal(dim1=1, dim2=2)
+    diagonal += (ridge + 1e-6 * diagonal.sum(1))[:, None]
+    return torch.linalg.inv(full).to(upper)
 
 
 def _slopes(u: Float[Tensor, "1 d *space"], grid: Grid) -> list[list[Tensor]]:

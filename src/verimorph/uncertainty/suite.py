@@ -27,6 +27,7 @@ from verimorph.uncertainty.bound import (
     ANY,
     FLOOR,
     FOLDS,
+    LEAST,
     LEVELS,
     PAIRS,
     Calibration,
@@ -343,7 +344,8 @@ class Check:
     sharpness, pooled, own
         Median bound at 0.9 over median error, foreground: mean of the ratios of the cases; of the voxels of all cases
         together; and the first with a bound of the same shape that covers just 0.9 of each case, as if it were known
-        how well the size of its errors was guessed: what is left is chance, and what the evidence does not tell.
+        how well the size of its errors was guessed: what is left is chance, and what the evidence does not tell. Not a
+        number for pairs of real scans, whose bound is the larger of two.
     ece
         Mean over the levels of how far the coverage is off, 0 to 1.
     uce, ence
@@ -396,7 +398,7 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
                 within,
                 outside,
                 sharpness(error[inside], bound[inside]),
-                sharpness(error[inside], _own_bound(held.scale, p, evidence)[inside]),
+                _own_ratio(held.scale, p, evidence),
                 spearman(error[inside], (bound if reached else size)[inside]),
                 ause(error[inside], (bound if reached else size)[inside]),
                 ause(error[inside], case.spread[inside]),
@@ -425,13 +427,15 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
     return out
 
 
-def _own_bound(
-    scale: Scale, points: Points, evidence: Float[ndarray, "n k"], level: float = 0.9
-) -> Float[ndarray, " n"]:
-    """A bound of the shape that a scale gives, which covers just this share of the anatomy of the case itself."""
-    m, s = scale(evidence, points.foreground)
-    spread = np.ones_like(s) if is_pairs(points.kind) else s
-    return np.exp(m + spread * np.quantile(scale.scores(points)[points.foreground], level)) - FLOOR
+def _own_ratio(scale: Scale, points: Points, evidence: Float[ndarray, "n k"], level: float = 0.9) -> float:
+    """Median bound over median error of a bound that covers just this share of the anatomy of the case itself."""
+    inside = points.foreground
+    if is_pairs(points.kind) or not inside.any():
+        return math.nan
+    m, s = scale(evidence[inside], inside[inside])
+    error = points.error[inside]
+    own = np.quantile((np.log(error + FLOOR) - m) / s, level)
+    return sharpness(error, np.maximum(np.exp(m + s * own) - FLOOR, LEAST))
 
 
 def _mean_of_known(values: Sequence[float] | Float[ndarray, " n"]) -> float:
