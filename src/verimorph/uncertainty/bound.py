@@ -467,9 +467,9 @@ def calibrate(
 
     Quantiles over all kinds, and those over all pairs of real scans where there are ``CORRECTED_PAIRS``, carry the
     correction for the number of cases, which guarantees coverage for exchangeable ones (of few pairs the largest scores
-    make the highest level, and it is wide). Those of one kind do not where
-    it has fewer than ``GUARANTEED`` cases: with so few, the correction would ask for the largest score; their coverage
-    is right in expectation up to a term of the order of one over the number of cases.
+    make the highest level, and it is wide). Those of one kind do not where it has fewer than ``GUARANTEED`` cases: with
+    so few, the correction would ask for the largest score; their coverage is right in expectation up to a term of the
+    order of one over the number of cases.
 
     Barber et al., Predictive inference with the jackknife+, Annals of Statistics 2021, on scores out of folds.
     """

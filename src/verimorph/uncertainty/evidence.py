@@ -387,7 +387,7 @@ def remaining_shift(
         shift, error = torch.empty_like(variance), torch.empty_like(variance)
         for start in range(0, len(variance), SOLVED_AT_ONCE):
             piece = slice(start, start + SOLVED_AT_ONCE)
-            inverse = _inverse(tensor[piece], pairs, variance[piece] / LIKELY_SHIFT**2 + 1e-10)
+            inverse = _inverse(tensor[piece], pairs, variance[piece] / LIKELY_SHIFT**2 + 1e-10).float().to(fixed.device)
             shift[piece] = (inverse @ pull[piece, :, None]).norm(dim=(1, 2))
             error[piece] = (variance[piece] * inverse.diagonal(dim1=1, dim2=2).sum(1)).clamp_min(0).sqrt()
         out[f"shift {width:g}"], out[f"shift error {width:g}"] = (x.reshape(noise.shape[2:]) for x in (shift, error))
@@ -404,15 +404,16 @@ def _inverse(
     """Inverses of symmetric matrices, of their upper triangles, with this on the diagonal.
 
     A millionth of the trace comes on top: along an edge, where nothing tells in one direction, sums of single precision
-    need not be positive definite.
+    need not be positive definite. In double precision, for which mps hands over to the CPU: it has none.
     """
-    d = max(b for _, b in pairs) + 1
-    full = upper.new_empty(len(upper), d, d, dtype=torch.float64)
+    d = pairs[-1][0] + 1
+    upper, ridge = (x.to("cpu" if x.device.type == "mps" else x.device).double() for x in (upper, ridge))
+    full = upper.new_empty(len(upper), d, d)
     for column, (a, b) in enumerate(pairs):
-        full[:, a, b] = full[:, b, a] = upper[:, column].double()
+        full[:, a, b] = full[:, b, a] = upper[:, column]
     diagonal = full.diagonal(dim1=1, dim2=2)
     diagonal += (ridge + 1e-6 * diagonal.sum(1))[:, None]
-    return torch.linalg.inv(full).to(upper)
+    return torch.linalg.inv(full)
 
 
 def _slopes(u: Float[Tensor, "1 d *space"], grid: Grid) -> list[list[Tensor]]:
