@@ -72,6 +72,10 @@ def test_every_command_has_a_module_and_a_help(verimorph, name):
         (["register", "-f", "a", "-m", "b", "-o", "c", "--winsorise", "0.9,0.1"], "--winsorise"),
         (["register", "-f", "a", "-m", "b", "-o", "c", "--threads", "0"], "--threads"),
         (["register", "-f", "a", "-m", "b", "-o", "c", "--seed", "x"], "--seed"),
+        (["register", "-f", "a", "-m", "b", "-o", "c", "--seed", "-1"], "--seed"),
+        (["predict", "a", "-f", "a", "-m", "b", "-o", "c", "--seed", "-1"], "--seed"),
+        (["demo", "--seed", "-1"], "--seed"),
+        (["calibrate", "a.nii", "-o", "c.json", "--seed", "-1"], "--seed"),
         (["doctor", "--jsn"], "did you mean '--json'"),
     ],
 )

@@ -70,7 +70,7 @@ def calibrate(
     threads: Annotated[
         int | None, option("-j", "--threads", value="N", text="Processor cores to use; default: all.")
     ] = None,
-    seed: Annotated[int, option("--seed", value="N", text="Of the first case; the next have the next.")] = 0,
+    seed: Annotated[int, option("--seed", value="N", min=0, text="Of the first case; the next have the next.")] = 0,
 ) -> None:
     """Learn a bound of the registration error on known deformations of real images, or judge one.
 

@@ -37,7 +37,7 @@ def demo(
     threads: Annotated[
         int | None, option("-j", "--threads", value="N", text="Processor cores to use; default: all.")
     ] = None,
-    seed: Annotated[int, option("--seed", value="N", text="Which random deformation.")] = 0,
+    seed: Annotated[int, option("--seed", value="N", min=0, text="Which random deformation.")] = 0,
 ) -> None:
     """Register a template brain to a known truth and show the true error.
 

@@ -204,7 +204,7 @@ def predict(
         option("--tile", value="96x96x96", text="Largest piece at once; default: what memory holds.", panel=_MACHINE),
     ] = None,
     seed: Annotated[
-        int, option("--seed", value="N", text="Same seed, threads and machine: the same bits.", panel=_MACHINE)
+        int, option("--seed", value="N", min=0, text="Same seed, threads and machine: the same bits.", panel=_MACHINE)
     ] = 0,
 ) -> None:
     """Align images by a trained model, or label them by a trained segmentation model.

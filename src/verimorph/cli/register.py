@@ -166,7 +166,7 @@ def register(
         option("-j", "--threads", value="N", text="Processor cores to use; default: all.", panel=_MACHINE),
     ] = None,
     seed: Annotated[
-        int, option("--seed", value="N", text="Same seed, threads and machine: the same bits.", panel=_MACHINE)
+        int, option("--seed", value="N", min=0, text="Same seed, threads and machine: the same bits.", panel=_MACHINE)
     ] = 0,
     uncertainty: Annotated[
         bool,
