@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from verimorph.cli import run
 from verimorph.errors import InputError, OptionError
@@ -23,6 +27,7 @@ from verimorph.uncertainty.bound import (
     deal,
     fit_scale,
     read_calibration,
+    steps_for,
     write_calibration,
 )
 from verimorph.uncertainty.suite import (
@@ -396,4 +401,92 @@ def test_nested_folds_are_fitted_once_and_see_none_of_their_images(monkeypatch) 
     }
     assert len(seen) == len(set(seen)) == 10 + 1 + 45
     assert set(seen) == without | {frozenset(p.images[0] for p in points)}
-    assert (told[0], told[-1]) == (("learning", 0, 56), ("learning", 55, 56))
+    assert told == [("learning", begun, 56) for begun in range(56)]
+
+
+def test_few_cases_are_not_learned_by_heart() -> None:
+    """Of 24 cases of 11 000 voxels a thousand steps were best, of 200 as many as there is time for."""
+    one = Points(NAMES, np.ones((11_000, 3)), np.ones(11_000), np.ones(11_000, bool), "toy")
+    pair = replace(one, kind="toy-pairs")
+
+    def steps(count: int, *more: Points) -> int:
+        return steps_for([*[one] * count, *more])
+
+    assert steps(1) == 1000
+    assert 1000 < steps(24) < 1400
+    assert steps(24) == steps(24, pair), "pairs teach no sizes"
+    assert steps(200) == 8000
+    seen = []
+
+    def fit(some, *, steps):
+        seen.append(steps)
+        return fit_scale(some, networks=1, steps=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bound, "fit_scale", fit)
+        patch.setattr(bound, "steps_for", lambda some: 100 * len(some))
+        calibrate([replace(case(k).points, images=(f"image {k}",)) for k in range(12)], name="toy", calibrated_for="")
+    assert seen == [1200] * 11, "without a fold as with it"
+
+
+def test_a_kind_left_out_teaches_nothing_of_itself(monkeypatch) -> None:
+    cases = [case(10 * n + k, kind=kind) for n, kind in enumerate(("one", "two", "three")) for k in range(6)]
+    cases = [replace(c, points=replace(c.points, images=(c.name,))) for c in cases]
+    seen: list[frozenset[str]] = []
+
+    def fit(some, **_):
+        seen.append(frozenset(p.kind for p in some))
+        return fit_scale(some, networks=1, steps=1)
+
+    monkeypatch.setattr(bound, "fit_scale", fit)
+    rows = cross_validated(cases, by="kind", fit=Fits())
+    assert [row.kind for row in rows] == ["one", "two", "three"]
+    # For each kind one fit of all others and one without each of half as many folds as of images.
+    without = [frozenset({"one", "two", "three"} - {kind}) for kind in ("one", "two", "three")]
+    assert {kinds: seen.count(kinds) for kinds in without} == dict.fromkeys(without, FOLDS // 2 + 1)
+    assert len(seen) == 3 * (FOLDS // 2 + 1)
+
+
+def test_fits_beside_each_other_are_those_one_after_the_other() -> None:
+    points = [replace(case(k).points, images=(f"image {k}",)) for k in range(6)]
+    threads = torch.get_num_threads()
+
+    def fit(some):
+        assert torch.get_num_threads() == 1
+        return fit_scale(some, networks=2, steps=30)
+
+    try:
+        torch.set_num_threads(3)
+        beside = calibrate(points, name="toy", calibrated_for="", fit=fit)
+        assert torch.get_num_threads() == 3, "as many as before"
+        torch.set_num_threads(1)
+        assert calibrate(points, name="toy", calibrated_for="", fit=fit) == beside
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_scale_is_the_mean_of_its_networks() -> None:
+    """Against the formula, written out in float64."""
+    points = [case(k).points for k in range(3)]
+    scale, one = fit_scale(points, networks=2, steps=20), case(9).points
+    logs = np.log(one.evidence + bound.FLOOR)
+    z = np.clip((logs - np.array(scale.mean)) / np.array(scale.deviation), -3.5, 3.5)
+    total = np.zeros((len(z), 2))
+    for net in scale.networks:
+        x = np.c_[z, one.foreground]
+        for number, (weight, offset) in enumerate(net):
+            x = x / (1 + np.exp(-x)) if number else x
+            x = x @ np.array(weight).T + np.array(offset)
+        total += x / 2
+    m, s = scale(one.evidence, one.foreground)
+    assert np.allclose(m, total[:, 0], atol=1e-5)
+    assert np.allclose(s, np.exp(np.clip(total[:, 1], -2, 1)), rtol=1e-5)
+
+
+def test_threads_are_counted_before_torch_is_loaded(tmp_path: Path) -> None:
+    words = ["calibrate", "--keep", str(tmp_path), "-o", str(tmp_path / "c.json"), "-j", "1"]
+    code = f"from verimorph.cli import run; run({words}); import torch; print(torch.get_num_threads())"
+    free = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=free)
+    assert "holds 0 cases" in done.stderr
+    assert done.stdout.split() == ["1"], done.stderr

@@ -77,11 +77,12 @@ def calibrate(
     Every case deforms an image by a known map, shows it as another scan would (contrast, brightness, noise), registers
     it back with the defaults, and compares. Prints coverage on cases that the bound had not seen.
     """
+    set_threads(threads)  # before torch is loaded
     from dataclasses import replace
 
     from verimorph.io.pairs import read_table
     from verimorph.io.safe import keep_inputs, require_writable_file
-    from verimorph.uncertainty.bound import PAIRS, Fits, parted, read_calibration, write_calibration
+    from verimorph.uncertainty.bound import FOLDS, PAIRS, Fits, parted, read_calibration, steps_for, write_calibration
     from verimorph.uncertainty.bound import calibrate as learn
     from verimorph.uncertainty.suite import check as judge
     from verimorph.uncertainty.suite import collect, collect_pairs, cross_validated, dealt_by, images_of, read_case
@@ -95,7 +96,6 @@ def calibrate(
         refuse(learning, "of a calibration that is learned; --check judges one that is there")
         read_calibration(check)  # that it is there, before the work
     foundation = None if base is None else read_calibration(base)
-    set_threads(threads)
     folder = keep or (output or Path("calibration-check")).with_suffix(".cases")
     if output is not None:
         require_writable_file(output)
@@ -138,8 +138,9 @@ def calibrate(
     together = not parted(points, dealt)
     judged = len(found) > 2 and not together
     with CountBar() as tell:
-        # One fit without each fold, one of all, one without every two folds.
-        fit = Fits(count=folds + 1 + judged * folds * (folds - 1) // 2, tell=tell)
+        # One without each fold, one of all; one without every two folds, or for every kind left out, with folds inside.
+        inner = folds * (FOLDS // 2 + 1) if by_kind else folds * (folds - 1) // 2
+        fit = Fits(steps=steps_for(points), count=(FOLDS if by_kind else folds) + 1 + judged * inner, tell=tell)
         scale = None if foundation is None else foundation.scale
         learned = learn(
             points,

@@ -38,6 +38,7 @@ from verimorph.uncertainty.bound import (
     calibrate,
     deal,
     is_pairs,
+    steps_for,
 )
 from verimorph.uncertainty.evidence import gather
 from verimorph.uncertainty.known import KnownPair, foreground, known_pair
@@ -460,8 +461,8 @@ def cross_validated(
 
     ``fit`` learns the scales; one that has been used for the calibration of the same cases saves a part of the work.
     """
-    fit = fit or Fits()
     points = [case.points for case in cases]
+    fit = fit or Fits(steps=steps_for(points))
     dealt = dealt_by(points, by)
     fold_of = {id(p): fold for p, fold in zip(points, dealt, strict=True)}
     made: dict[int, Calibration] = {}
@@ -472,8 +473,9 @@ def cross_validated(
             others = apart(points, [own == fold for own in dealt])
             if len(others) < 2:
                 raise VerimorphError("nothing is left to calibrate on when a case is held out; give more cases")
-            # The same folds inside: what is learned without folds a and b serves both.
-            inner = None if by == "kind" else [fold_of[id(p)] for p in others]
+            # The same folds inside: what is learned without folds a and b serves both. Whole kinds share none; half as
+            # many folds do there.
+            inner = deal(others, FOLDS // 2) if by == "kind" else [fold_of[id(p)] for p in others]
             made[fold] = calibrate(others, name="held out", calibrated_for="", scale=scale, dealt=inner, fit=fit)
         return made[fold]
 
