@@ -30,7 +30,7 @@ known lung-ct 20 'lung_ct_pair/fixed_baseline.nii.gz' 'lung_ct_pair/moving_follo
 known abdomen 20 'abdomen_mr_chaos/*_t2spir.nii.gz'
 known brain 24 'brain_t1_oasis/*_t1_brain.nii.gz'
 known head 12 'brain_multimodal_ms/*visit?_*[RW].nii.gz'
-# Of these sets nothing else is asked; they are here for what is unlike all above.
+# Of one person or two each; they are here for what is unlike all above.
 known tumour 12 'brain_multimodal_tumour/*.nii.gz'
 known template 12 'brain_templates_mr_ct/ct*.nii.gz' 'brain_templates_mr_ct/mni*_t1.nii.gz' \
     'brain_templates_mr_ct/mni*_t1.nii.gz' 'brain_templates_mr_ct/ct*.nii.gz'

@@ -7,7 +7,7 @@
 
 Images are registered as they are, at full resolution, as people register them. The whole takes an hour or more of one
 core; several may share it by `--only`. With ``--slices FOLDER`` the same for 2-D images, in a file of their own: FOLDER
-is where ``bench/slices.py`` has cut slices from volumes. With ``--unseen`` sets that nothing was learned from.
+is where ``bench/slices.py`` has cut slices from volumes. With ``--unseen`` sets that no verdict was learned from.
 """
 
 from __future__ import annotations

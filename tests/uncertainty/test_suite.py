@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, Event
 
 import numpy as np
 import pytest
@@ -144,7 +145,7 @@ def test_a_level_out_of_reach_has_no_coverage() -> None:
 
 def test_few_cases_of_two_kinds_are_learned_from() -> None:
     points = [replace(case(k, kind).points, images=(f"{kind}{k}",)) for k in range(2) for kind in ("a", "b")]
-    held = calibrate(points, name="few", calibrated_for="", fit=lambda own: fit_scale(own, networks=1, steps=20))
+    held = calibrate(points, name="few", calibrated_for="", steps=20)
     assert held.cases == {"a": 2, "b": 2}
 
 
@@ -390,8 +391,8 @@ def test_nested_folds_are_fitted_once_and_see_none_of_their_images(monkeypatch) 
     monkeypatch.setattr(bound, "fit_scale", fit)
     told: list[tuple[str, int, int]] = []
     fits = Fits(count=56, tell=lambda *words: told.append(words))
-    calibrate(points, name="toy", calibrated_for="", fit=fits)
-    cross_validated(cases, fit=fits)
+    calibrate(points, name="toy", calibrated_for="", fits=fits)
+    cross_validated(cases, fits=fits)
     # Ten folds of twelve images: without each, of all, without every two; none twice.
     dealt = deal(points, FOLDS)
     without = {
@@ -418,7 +419,7 @@ def test_few_cases_are_not_learned_by_heart() -> None:
     assert steps(200) == 8000
     seen = []
 
-    def fit(some, *, steps):
+    def fit(some, *, steps, stop):
         seen.append(steps)
         return fit_scale(some, networks=1, steps=1)
 
@@ -430,39 +431,84 @@ def test_few_cases_are_not_learned_by_heart() -> None:
 
 
 def test_a_kind_left_out_teaches_nothing_of_itself(monkeypatch) -> None:
-    cases = [case(10 * n + k, kind=kind) for n, kind in enumerate(("one", "two", "three")) for k in range(6)]
+    factors = {"one": 1.0, "two": 1.0, "three": 100.0}
+    cases = [case(10 * n + k, kind=kind, factor=factors[kind]) for n, kind in enumerate(factors) for k in range(6)]
     cases = [replace(c, points=replace(c.points, images=(c.name,))) for c in cases]
     seen: list[frozenset[str]] = []
 
     def fit(some, **_):
-        seen.append(frozenset(p.kind for p in some))
+        seen.append(frozenset(p.images[0] for p in some))
         return fit_scale(some, networks=1, steps=1)
 
     monkeypatch.setattr(bound, "fit_scale", fit)
-    rows = cross_validated(cases, by="kind", fit=Fits())
-    assert [row.kind for row in rows] == ["one", "two", "three"]
-    # For each kind one fit of all others and one without each of half as many folds as of images.
-    without = [frozenset({"one", "two", "three"} - {kind}) for kind in ("one", "two", "three")]
-    assert {kinds: seen.count(kinds) for kinds in without} == dict.fromkeys(without, FOLDS // 2 + 1)
-    assert len(seen) == 3 * (FOLDS // 2 + 1)
+    rows = {row.kind: row for row in cross_validated(cases, by="kind")}
+    assert rows["three"].coverage["0.9"] < 0.1 < 0.8 < rows["two"].coverage["0.9"], "errors a hundred times as large"
+    # For each kind one fit of all others, and one without each of half as many folds as there are of images.
+    points = [c.points for c in cases]
+    wanted = set()
+    for kind in factors:
+        others = [p for p in points if p.kind != kind]
+        dealt = deal(others, FOLDS // 2)
+        wanted |= {
+            frozenset(p.images[0] for p, own in zip(others, dealt, strict=True) if own != fold)
+            for fold in (*range(FOLDS // 2), None)
+        }
+    assert len(seen) == len(wanted) == 3 * (FOLDS // 2 + 1)
+    assert set(seen) == wanted
 
 
-def test_fits_beside_each_other_are_those_one_after_the_other() -> None:
-    points = [replace(case(k).points, images=(f"image {k}",)) for k in range(6)]
-    threads = torch.get_num_threads()
+def test_fits_beside_each_other_are_those_one_after_the_other(monkeypatch) -> None:
+    cases = [case(k).points for k in range(4)]
+    sets = [cases[:2], cases[2:], cases[1:], cases[:2]]
+    wanted = [fit_scale(some, steps=30) for some in sets]
+    met, threads = Barrier(2, timeout=60), torch.get_num_threads()
 
-    def fit(some):
+    def fit(some, **more):
         assert torch.get_num_threads() == 1
-        return fit_scale(some, networks=2, steps=30)
+        if len(some) == 2:
+            met.wait()  # for another: one after the other they would never meet
+        return fit_scale(some, **more)
 
+    monkeypatch.setattr(bound, "fit_scale", fit)
     try:
         torch.set_num_threads(3)
-        beside = calibrate(points, name="toy", calibrated_for="", fit=fit)
+        assert Fits()(sets, steps=30) == wanted
         assert torch.get_num_threads() == 3, "as many as before"
-        torch.set_num_threads(1)
-        assert calibrate(points, name="toy", calibrated_for="", fit=fit) == beside
     finally:
         torch.set_num_threads(threads)
+
+
+def test_fits_end_when_one_fails(monkeypatch) -> None:
+    cases = [case(k).points for k in range(3)]
+    ended = Event()
+
+    def fit(some, *, stop, **_):
+        if some[0] is cases[0]:
+            raise KeyboardInterrupt
+        try:
+            fit_scale(some, steps=10**9, stop=stop)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(bound, "fit_scale", fit)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(KeyboardInterrupt):
+            Fits()([[one] for one in cases], steps=1)
+        assert ended.is_set()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_pairs_are_fitted_as_they_were_before_they_had_a_kind() -> None:
+    """With pairs alone kinds lose their ending, which makes other cases of the same evidence: known again."""
+    fits = Fits()
+    one = [replace(case(k).points, kind="toy") for k in range(3)]
+    first = fits([one], steps=1)
+    assert fits([[replace(p) for p in one]], steps=1)[0] is first[0]
+    assert fits([[*one, replace(case(9).points, kind="toy-pairs")]], steps=1)[0] is first[0], "pairs teach no sizes"
+    assert fits([one], steps=2)[0] is not first[0]
 
 
 def test_the_scale_is_the_mean_of_its_networks() -> None:

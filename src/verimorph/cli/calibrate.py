@@ -82,7 +82,7 @@ def calibrate(
 
     from verimorph.io.pairs import read_table
     from verimorph.io.safe import keep_inputs, require_writable_file
-    from verimorph.uncertainty.bound import FOLDS, PAIRS, Fits, parted, read_calibration, steps_for, write_calibration
+    from verimorph.uncertainty.bound import FOLDS, PAIRS, Fits, parted, read_calibration, write_calibration
     from verimorph.uncertainty.bound import calibrate as learn
     from verimorph.uncertainty.suite import check as judge
     from verimorph.uncertainty.suite import collect, collect_pairs, cross_validated, dealt_by, images_of, read_case
@@ -140,20 +140,20 @@ def calibrate(
     with CountBar() as tell:
         # One without each fold, one of all; one without every two folds, or for every kind left out, with folds inside.
         inner = folds * (FOLDS // 2 + 1) if by_kind else folds * (folds - 1) // 2
-        fit = Fits(steps=steps_for(points), count=(FOLDS if by_kind else folds) + 1 + judged * inner, tell=tell)
+        fits = Fits(count=(FOLDS if by_kind else folds) + 1 + judged * inner, tell=tell)
         scale = None if foundation is None else foundation.scale
         learned = learn(
             points,
             name=name or output.stem,
             calibrated_for=described or "images like those it was learned on",
             scale=scale,
-            fit=fit,
+            fits=fits,
         )
         # What tells a broken registration has nothing to do with the size of its error: facts, and not evidence.
         known = None if foundation is None else foundation.verdict
         learned = replace(learned, verdict=known or read_calibration("general", ndim=points[0].ndim).verdict)
         write_calibration(learned, output)
-        rows = cross_validated(found, by=by, scale=scale, fit=fit) if judged else []
+        rows = cross_validated(found, by=by, scale=scale, fits=fits) if judged else []
     if rows:
         _print(rows, f"every {by} judged without itself")
     if together:

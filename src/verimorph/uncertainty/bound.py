@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,8 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from verimorph.errors import InputError, OptionError, nearest
+from verimorph.errors import InputError, OptionError, VerimorphError, nearest
+from verimorph.field.backend import using_threads
 from verimorph.uncertainty.conformal import mondrian_quantiles
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -58,7 +59,7 @@ SPREADS = (-2.0, 1.0)
 """Between which the logarithm of the spread is kept."""
 HIDDEN = (64, 64, 64)
 """Units of the hidden layers. Size and number of steps were chosen on the cases of the packaged calibration, images
-held out: two layers of 48 that see a third as many points lose 0.08 of the likelihood and have bounds a fifteenth
+held out: two layers of 48 that see a third as many points lose 0.08 of the log likelihood and have bounds a fifteenth
 wider; twice as many units, layers or steps gain 0.01 at most."""
 BATCH, STEP_LENGTH, DECAY, PIECE = 1024, 1e-2, 1e-2, 100_000
 FORMAT = 4
@@ -120,7 +121,7 @@ class Scale:
     ) -> tuple[Float[ndarray, " n"], Float[ndarray, " n"]]:
         """m and s: mean and standard deviation of ``log(e + e0)``."""
         out = np.empty((len(evidence), 2))
-        nets = [[(torch.tensor(w), torch.tensor(b)) for w, b in net] for net in self.networks]
+        nets = [[(_float32(w), _float32(b)) for w, b in net] for net in self.networks]
         for start in range(0, len(out), PIECE):
             piece = slice(start, start + PIECE)
             out[piece] = self._outputs(evidence[piece], foreground[piece], nets)
@@ -136,7 +137,7 @@ class Scale:
     @torch.no_grad()
     def _outputs(self, evidence: ndarray, foreground: ndarray, nets: list[list[tuple[Tensor, Tensor]]]) -> ndarray:
         z = torch.from_numpy(_inputs(_logarithms(evidence), foreground, np.array(self.mean), np.array(self.deviation)))
-        total = torch.zeros(len(z), 2, dtype=torch.float64)
+        total = torch.zeros(len(z), 2, dtype=torch.float64, device="cpu")
         for net in nets:
             x = z
             for weight, offset in net[:-1]:
@@ -151,6 +152,10 @@ class Scale:
         return away if is_pairs(points.kind) else away / s
 
 
+def _float32(values: Sequence) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
+
+
 def _logarithms(evidence: Float[ndarray, "n k"]) -> Float[ndarray, "n k"]:
     return np.log(np.asarray(evidence, dtype=np.float64) + FLOOR)
 
@@ -161,7 +166,12 @@ def _inputs(logs: ndarray, foreground: ndarray, mean: ndarray, deviation: ndarra
 
 
 def fit_scale(
-    points: Sequence[Points], *, names: Sequence[str] | None = None, networks: int = 3, steps: int | None = None
+    points: Sequence[Points],
+    *,
+    names: Sequence[str] | None = None,
+    networks: int = 3,
+    steps: int | None = None,
+    stop: Event | None = None,
 ) -> Scale:
     """Fit the regression by weighted likelihood; every kind of image weighs the same, and every case within a kind.
 
@@ -174,6 +184,8 @@ def fit_scale(
     steps
         Of Adam with decoupled decay, on 1024 random points each; the step length rises over the first fiftieth and
         falls to nothing. Default: :func:`steps_for` these cases.
+    stop
+        Ends the fit early, without a result.
     """
     steps = steps_for(points) if steps is None else steps
     points = _with_sizes(points)
@@ -192,6 +204,7 @@ def fit_scale(
     z = torch.from_numpy(_inputs(logs, inside, mean, deviation))
     y = torch.from_numpy(wanted.astype(np.float32))
     weight = torch.from_numpy((share * len(share)).astype(np.float32))
+    del logs  # twice the size of z
     sizes = [z.shape[1], *HIDDEN, 2]
     random = torch.Generator().manual_seed(0)
     # All networks at once: one batched product a layer. Weights start uniform within one over the root of the inputs.
@@ -203,6 +216,8 @@ def fit_scale(
     with torch.enable_grad():
         optimiser = torch.optim.AdamW([p for layer in layers for p in layer], STEP_LENGTH, weight_decay=DECAY)
         for k in range(steps):
+            if stop is not None and stop.is_set():
+                raise VerimorphError("the fit was stopped")
             optimiser.param_groups[0]["lr"] = STEP_LENGTH * min(1.0, 50 * (k + 1) / steps) * (1 - k / steps)
             at = torch.randint(0, len(y), (BATCH,), generator=random)
             x = z[at].expand(networks, -1, -1)
@@ -222,12 +237,12 @@ def fit_scale(
 
 
 PASSES, FEWEST_STEPS, MOST_STEPS = 4.6, 1000, 8000
-"""Of 12 brains, 20 abdomens and 24 hearts a thousand steps or two teach most (likelihood of hearts not learned
-from 0.20, after two thousand 0.73, after four 1.2): from there on the networks know those hearts by heart."""
+"""Of 24 hearts a thousand steps, about five passes, teach most: of hearts not learned from the mean negative log
+likelihood is 0.20 then, 0.73 after two thousand and 1.2 after four; 12 brains and 20 abdomens are alike."""
 
 
 def steps_for(points: Sequence[Points]) -> int:
-    """Steps that see every point so many times: few cases are learned by heart, many take their time."""
+    """Steps of about five passes over these cases, within limits: what sees few cases often learns them by heart."""
     count = sum(len(p.error) for p in _with_sizes(points))
     return round(min(max(PASSES * count / BATCH, FEWEST_STEPS), MOST_STEPS))
 
@@ -241,33 +256,47 @@ def _with_sizes(points: Sequence[Points]) -> list[Points]:
 
 
 class Fits:
-    """`fit_scale`, done once for the same cases: nested cross-validation asks for nearly each twice.
+    """`fit_scale` of many sets of cases, a core each, and once for the same cases.
 
-    ``tell`` is called with a name, the number of fits begun before and ``count``, those expected in all. ``steps`` is
-    that of `fit_scale`: one number for all, so that what is learned without a fold is learned as the whole is.
+    Nested cross-validation asks for nearly each set twice. ``tell`` is called with a name, the number of fits begun
+    before and ``count``, those expected in all.
     """
 
-    def __init__(
-        self, *, steps: int | None = None, count: int = 0, tell: Callable[[str, int, int], None] | None = None
-    ) -> None:
-        self._steps = steps
-        self._held: dict[tuple[int, ...], tuple[list[Points], Scale]] = {}
+    def __init__(self, *, count: int = 0, tell: Callable[[str, int, int], None] | None = None) -> None:
+        self._held: dict[tuple, tuple[list[Points], Scale]] = {}
         self._count, self._tell = count, tell
         self._begun, self._lock = 0, Lock()
 
-    def __call__(self, points: Sequence[Points]) -> Scale:
-        """The scale of these cases."""
-        key = tuple(id(p) for p in points)
-        if key not in self._held:
-            with self._lock:  # fits run beside each other
+    def __call__(self, sets: Sequence[Sequence[Points]], *, steps: int) -> list[Scale]:
+        """The scales of these sets, of so many steps each.
+
+        Products this small gain nothing from a second thread: torch has one until all are done, the whole process.
+        """
+        asked = [_with_sizes(points) for points in sets]
+        keys = [(steps, *((id(p.evidence), p.kind) for p in used)) for used in asked]
+        # Cases are held beside their fit, so that no others take over the identities.
+        new = {key: used for key, used in zip(keys, asked, strict=True) if key not in self._held}
+        stop, threads = Event(), torch.get_num_threads()
+
+        def fit(used: list[Points]) -> Scale:
+            with self._lock:
                 if self._tell is not None:
                     self._tell("learning", self._begun, max(self._count, self._begun + 1))
                 self._begun += 1
-            self._held[key] = (
-                list(points),
-                fit_scale(points, steps=self._steps),
-            )  # held, so that no other case takes over an identity
-        return self._held[key][1]
+            return fit_scale(used, steps=steps, stop=stop)
+
+        with using_threads(1), ThreadPoolExecutor(min(threads, BESIDE)) as pool:
+            try:
+                for (key, used), scale in zip(new.items(), pool.map(fit, new.values()), strict=True):
+                    self._held[key] = used, scale
+            finally:
+                stop.set()  # where one failed, or someone wants to stop, the others need not end
+                pool.shutdown(cancel_futures=True)
+        return [self._held[key][1] for key in keys]
+
+
+BESIDE = 4
+"""Fits at a time at most: each holds a copy of the evidence."""
 
 
 def _digits(rows: list[list[float]]) -> list[list[float]]:
@@ -342,10 +371,10 @@ def is_pairs(kind: str) -> bool:
 FARTHER = 0.6
 """By how much the logarithm of how far off the way back ends must exceed that of all known deformations of a kind.
 
-Of the packaged calibration no known deformation exceeds the others, its image held out, by more than 0.31 (one of a
-head by 0.58, one of lung CT, of which there are two images, by 0.73), and no brain or abdomen of two people by less
-than 0.76; hippocampi of two people exceed them by 0.2 to 0.5 and hearts at two phases not at all, so these are told by
-their grids only. What still differs after alignment tells less.
+Of the packaged calibration no known deformation exceeds the others, its image held out, by more than 0.36 (but for
+single ones of kinds with few images: a head by 0.58, a template by 0.65, lung CT by 0.73, three of a spine by 0.98 to
+1.8), and no brain or abdomen of two people by less than 0.76; hippocampi of two people exceed them by 0.1 to 0.5 and
+hearts at two phases not at all, so these are told by their grids only. What still differs after alignment tells less.
 """
 
 
@@ -494,7 +523,8 @@ def calibrate(
     calibrated_for: str,
     scale: Scale | None = None,
     dealt: Sequence[int] | None = None,
-    fit: Callable[[Sequence[Points]], Scale] | None = None,
+    steps: int | None = None,
+    fits: Fits | None = None,
 ) -> Calibration:
     """Learn the scale and its quantiles from cases with known error.
 
@@ -502,8 +532,9 @@ def calibrate(
     ``FOLDS`` sets of images, or over the folds in ``dealt``); a ``scale`` that is given was learned elsewhere and is
     used as it is. Where cases share their images (all of one; pairs with one atlas), so that a fold leaves too few to
     learn from, they are held out one by one, and what is learned is about these images. With few folds those scales
-    have seen much less than the one that is used, and bounds are wider than they need be. ``fit`` is how a scale is
-    learned, :class:`Fits` of as many steps as suit all the cases unless given.
+    have seen much less than the one that is used, and bounds are wider than they need be.All
+    have the same number of steps, default what suits all the cases: what is learned without a fold is learned as the
+    whole is. ``fits`` holds those that others ask for, too.
 
     Quantiles over all kinds, and those over all pairs of real scans where there are ``CORRECTED_PAIRS``, carry the
     correction for the number of cases, which guarantees coverage for exchangeable ones (of few pairs the largest scores
@@ -526,9 +557,9 @@ def calibrate(
         if not parted(points, dealt):
             points = [replace(p, images=()) for p in points]
             dealt = [number % FOLDS for number in range(len(points))]
-        fit = fit or Fits(steps=steps_for(points))
         folds = sorted(set(dealt))
-        *fitted, scale = _fitted([*(apart(points, [own == fold for own in dealt]) for fold in folds), points], fit)
+        sets = [*(apart(points, [own == fold for own in dealt]) for fold in folds), points]
+        *fitted, scale = (fits or Fits())(sets, steps=steps or steps_for(points))
         held = [fitted[folds.index(own)] for own in dealt]
     scores = []
     for p, s in zip(points, held, strict=True):
@@ -552,19 +583,6 @@ def calibrate(
     return Calibration(name, calibrated_for, scale, quantiles, counts, traits, ndim=points[0].ndim)
 
 
-def _fitted(sets: Sequence[Sequence[Points]], fit: Callable[[Sequence[Points]], Scale]) -> list[Scale]:
-    """The scales of several sets of cases, a core each: products this small gain nothing from more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(min(threads, BESIDE)) as pool:
-            return list(pool.map(fit, sets))
-    finally:
-        torch.set_num_threads(threads)
-
-
-BESIDE = 8
-"""Fits at a time at most, each of which holds a copy of the evidence."""
 FEWEST, GUARANTEED = 4, 30
 """Cases of a kind for quantiles of its own; and for those to carry the correction that guarantees their coverage."""
 CORRECTED_PAIRS = 19

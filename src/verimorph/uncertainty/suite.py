@@ -455,14 +455,16 @@ def dealt_by(points: Sequence[Points], by: str) -> list[int]:
 
 
 def cross_validated(
-    cases: Sequence[Case], *, by: str = "image", scale: Scale | None = None, fit: Fits | None = None
+    cases: Sequence[Case], *, by: str = "image", scale: Scale | None = None, fits: Fits | None = None
 ) -> list[Check]:
     """Every case judged by a calibration that saw none of its images (``by="image"``) or, with ``"kind"``, its kind.
 
-    ``fit`` learns the scales; one that has been used for the calibration of the same cases saves a part of the work.
+    ``fits`` learns the scales; one that has been used for the calibration of the same cases saves a part of the work.
     """
     points = [case.points for case in cases]
-    fit = fit or Fits(steps=steps_for(points))
+    fits = fits or Fits()
+    # By images as the whole is learned; what is left without a kind by itself.
+    steps = steps_for(points) if by == "image" else None
     dealt = dealt_by(points, by)
     fold_of = {id(p): fold for p, fold in zip(points, dealt, strict=True)}
     made: dict[int, Calibration] = {}
@@ -476,7 +478,9 @@ def cross_validated(
             # The same folds inside: what is learned without folds a and b serves both. Whole kinds share none; half as
             # many folds do there.
             inner = deal(others, FOLDS // 2) if by == "kind" else [fold_of[id(p)] for p in others]
-            made[fold] = calibrate(others, name="held out", calibrated_for="", scale=scale, dealt=inner, fit=fit)
+            made[fold] = calibrate(
+                others, name="held out", calibrated_for="", scale=scale, dealt=inner, steps=steps, fits=fits
+            )
         return made[fold]
 
     return check(cases, without)
