@@ -28,7 +28,7 @@ from verimorph.field.backend import set_threads
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.inputs import Inputs, fingerprint, parts_of, read_start
-from verimorph.io import Points, validate, write_image, write_points, write_transform
+from verimorph.io import Points, validate, write_image, write_images, write_points, write_transform
 from verimorph.io.documents import write_json
 from verimorph.io.safe import keep_inputs, require_free_space, writing_folder
 from verimorph.planning import Plan, Work, require_memory
@@ -293,18 +293,18 @@ class Registration:
         with writing_folder(folder, stale=left_behind(folder)) as out:
             clock = pipeline.Clock()
             with clock("write"):
-                write_image(self.moved, out / "moved.nii.gz")
-                write_image(self.jacobian, out / "jacobian.nii.gz")
+                images = {"moved.nii.gz": self.moved, "jacobian.nii.gz": self.jacobian}
+                if self.moved_labels is not None:
+                    images["moved_labels.nii.gz"] = self.moved_labels
+                if self.uncertainty is not None:
+                    images |= self.uncertainty.maps
+                if both:
+                    images["fixed_in_moving_space.nii.gz"] = self.moved_back
+                write_images(images, out)
                 write_transform(self.transform, out / "transform.h5")
                 write_transform(self.inverse, out / "inverse.h5")
-                if self.moved_labels is not None:
-                    write_image(self.moved_labels, out / "moved_labels.nii.gz")
                 if self.moved_landmarks is not None:
                     write_points(self.moved_landmarks, out / "moved_landmarks.csv")
-                if self.uncertainty is not None:
-                    self.uncertainty.save_maps(out)
-                if both:
-                    write_image(self.moved_back, out / "fixed_in_moving_space.nii.gz")
                 if style == "ants":
                     self._write_ants_files(out)
             with clock("metrics"):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from verimorph.errors import InputError
 from verimorph.image import Image
 from verimorph.inputs import fingerprint
-from verimorph.io import read_image, write_image
+from verimorph.io import read_image, write_image, write_images
 from verimorph.io.images import content_hash, files_of
 from verimorph.uncertainty.suite import digest
 
@@ -55,3 +56,17 @@ def test_one_file_is_its_own_bytes(tmp_path, random):
     for name in ("a.nii.gz", "local.mhd"):  # also where the voxels stand in what is called a header
         (tmp_path / name).write_bytes(random.bytes(20_000))
         assert content_hash(tmp_path / name) == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+
+
+def test_images_written_beside_each_other_are_those_written_alone(tmp_path) -> None:
+    values = np.random.default_rng(0).standard_normal((9, 8, 7))
+    head = Image.from_array(values.astype(np.float32))
+    other = Image.from_array((100 * values).astype(np.int16))
+    (tmp_path / "both").mkdir()
+    write_images({"a.nii.gz": head, "b.mha": other}, tmp_path / "both")
+    write_images({}, tmp_path / "none")
+    for name, image in (("a.nii.gz", head), ("b.mha", other)):
+        write_image(image, tmp_path / name)
+        assert (tmp_path / "both" / name).read_bytes() == (tmp_path / name).read_bytes()
+    with pytest.raises(InputError, match=r"c\.txt"):
+        write_images({"c.txt": head, "d.nii.gz": other}, tmp_path / "both")

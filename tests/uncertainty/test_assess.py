@@ -19,6 +19,7 @@ from verimorph.uncertainty.assess import (
     CalibratedSampler,
     Uncertainty,
     _label_uncertainty,
+    _numbered,
     assess,
     calibrated_sampler,
     on_evidence,
@@ -393,3 +394,16 @@ def test_left_and_right_exchanged_are_told_though_the_sides_are_much_alike(head:
         found.append(pair_facts(one, seen, on_evidence(foreground(one.fixed), seen.grid))["mirror"])
     assert found[0] < -0.5
     assert found[1] > 0.5
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.uint64, np.float32])
+def test_labels_are_numbered_as_numpy_does(dtype: type) -> None:
+    random = np.random.default_rng(0)
+    some = [0, 3, 17, 200] if np.dtype(dtype).kind == "u" else [-5, 0, 3, 120]
+    for values in (some, some[2:], [3, 2**40] if np.dtype(dtype).itemsize == 8 else [7]):
+        labels = random.choice(np.array(values, dtype), (9, 8, 7))
+        found, places = _numbered(labels)
+        wanted, where = np.unique(labels, return_inverse=True)
+        assert found.dtype == labels.dtype
+        assert np.array_equal(found, wanted)
+        assert np.array_equal(places, where.reshape(labels.shape))

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from verimorph.io.images import as_image, read_image, write_image
+    from verimorph.io.images import as_image, read_image, write_image, write_images
     from verimorph.io.points import Points, as_points, read_points, write_points
     from verimorph.io.safe import replacing, writing_folder
     from verimorph.io.transforms import read_transform, write_transform
@@ -18,6 +18,7 @@ _HOME = {
     "as_image": "images",
     "read_image": "images",
     "write_image": "images",
+    "write_images": "images",
     "Points": "points",
     "as_points": "points",
     "read_points": "points",
@@ -37,6 +38,7 @@ __all__ = [
     "read_transform",
     "replacing",
     "write_image",
+    "write_images",
     "write_points",
     "write_transform",
     "writing_folder",

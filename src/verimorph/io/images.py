@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from verimorph.errors import InputError, ResourceError
@@ -93,6 +95,19 @@ def content_hash(*paths: str | os.PathLike, new: Callable[[], Any] = hashlib.sha
         with file.open("rb") as stream:
             hashlib.file_digest(stream, lambda: found)
     return found.hexdigest()
+
+
+def write_images(images: Mapping[str, Image], folder: str | os.PathLike) -> None:
+    """Write several images beside each other, names with suffixes to images; compressing takes most of the time.
+
+    As many at a time as torch has threads. Raises what :func:`write_image` does.
+    """
+    place = Path(folder)
+    if not images:
+        return
+    with ThreadPoolExecutor(min(len(images), torch.get_num_threads())) as pool:
+        # All results are asked for: what one could not write is raised.
+        list(pool.map(lambda name: write_image(images[name], place / name), images))
 
 
 def write_image(image: Image, path: str | os.PathLike) -> Path:

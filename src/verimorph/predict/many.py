@@ -21,7 +21,7 @@ from numpy import ndarray
 from verimorph import pipeline
 from verimorph.errors import InputError, ResourceError, VerimorphError, VerimorphWarning
 from verimorph.evaluate.score import flat_measures
-from verimorph.io import write_image, write_transform
+from verimorph.io import write_image, write_images, write_transform
 from verimorph.io.documents import write_json
 from verimorph.io.images import content_hash
 from verimorph.io.lock import locked
@@ -330,14 +330,14 @@ def _predict(
             result.save(out, report=wanted.report)
             return row
         write_transform(result.transform, out / "transform.h5")
+        images = {} if result.uncertainty is None else result.uncertainty.maps
         if wanted.moved:
-            write_image(result.moved, out / "moved.nii.gz")
+            images["moved.nii.gz"] = result.moved
             if result.moved_labels is not None:
-                write_image(result.moved_labels, out / "moved_labels.nii.gz")
+                images["moved_labels.nii.gz"] = result.moved_labels
+        write_images(images, out)
         if wanted.field:
             write_transform(result.inverse, out / "inverse.h5")
-        if result.uncertainty is not None:
-            result.uncertainty.save_maps(out)
         write_json(result.metrics, out / "metrics.json")
         write_json(result.provenance, out / "provenance.json")
     return row

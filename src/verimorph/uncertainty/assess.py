@@ -10,12 +10,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 from scipy import sparse, stats
 from torch import Tensor
@@ -99,14 +98,11 @@ class Uncertainty:
     reference_away_mm: float | None = None
     seconds: float = 0.0
 
-    def save_maps(self, folder: Path) -> None:
-        """Write ``error_mm``, ``displacement_std`` and, with labels, ``label_uncertainty`` as NIfTI into a folder."""
-        from verimorph.io import write_image
-
-        write_image(self.error_mm, folder / "error_mm.nii.gz")
-        write_image(self.displacement_std, folder / "displacement_std.nii.gz")
-        if self.label_uncertainty is not None:
-            write_image(self.label_uncertainty, folder / "label_uncertainty.nii.gz")
+    @property
+    def maps(self) -> dict[str, Image]:
+        """Names of files and what belongs there: bound, spread and, with labels, their uncertainty."""
+        found = {"error_mm.nii.gz": self.error_mm, "displacement_std.nii.gz": self.displacement_std}
+        return found if self.label_uncertainty is None else found | {"label_uncertainty.nii.gz": self.label_uncertainty}
 
     def summary(self) -> dict[str, Any]:
         """JSON-able: what ``metrics.json`` holds under ``uncertainty``; the bound is summed up over the anatomy."""
@@ -179,7 +175,7 @@ def assess(
         entropy, volumes = _label_uncertainty(registration, sampler, level, seed, seen)
         values = np.where(seen, _upsampled(torch.from_numpy(entropy), grid), np.float32(np.nan))
         labels = Image.from_array(values, grid, name="label_uncertainty")
-    facts = pair_facts(registration, evidence, found.near)
+    facts = pair_facts(registration, evidence, found.near, whole=found.whole)
     verdict = _verdict(registration, facts, found, held)
     return Uncertainty(
         Image.from_array(error, grid, name="error_mm"),
@@ -221,8 +217,8 @@ class _Bounded:
     ----------
     evidence
         About the registration itself.
-    compared, inside
-        On the fixed grid: where the masks let the images be compared; the anatomy there.
+    compared, whole, inside
+        On the fixed grid: where the masks let the images be compared; the anatomy; what of it is there.
     near
         ``inside`` on the evidence grid.
     kind
@@ -237,6 +233,7 @@ class _Bounded:
 
     evidence: Evidence
     compared: Bool[ndarray, "*space"]
+    whole: Bool[ndarray, "*space"]
     inside: Bool[ndarray, "*space"]
     near: Bool[ndarray, "*space"]
     kind: str
@@ -262,10 +259,10 @@ def _bounded(registration: Registration, held: Calibration, level: float, seed: 
     held.check(level, kind)
     own = _bound_map(learned_from, near, held, level, kind)
     if direct:
-        return _Bounded(evidence, compared, inside, near, kind, own, None, None)
+        return _Bounded(evidence, compared, whole, inside, near, kind, own, None, None)
     away = distance_between(registration.transform, reference.transform, evidence.grid) / evidence.unit_mm
     usual = _bound_map(learned_from, near, held, min(VERDICT_LEVEL, held.reach(kind)), kind)
-    return _Bounded(evidence, compared, inside, near, kind, own + away, away, usual)
+    return _Bounded(evidence, compared, whole, inside, near, kind, own + away, away, usual)
 
 
 def _looked(registration: Registration, seed: int) -> Evidence:
@@ -412,16 +409,17 @@ def _label_uncertainty(
     labels = registration.moving_labels
     assert labels is not None
     assert registration.moved_labels is not None
-    values, flat = np.unique(labels.array, return_inverse=True)
+    values, flat = _numbered(labels.array)
     if len(values) > 30_000:
         raise OptionError(f"the moving labels have {len(values)} values; is this a label map?")
-    index = torch.from_numpy(flat.reshape(labels.array.shape).astype(np.float32))[None, None]
+    index = torch.from_numpy(flat.astype(np.float32))[None, None]
     background = int(np.searchsorted(values, 0)) if 0 in values else -1
     grid = sampler.grid
     matrix, u = as_field(registration.transform, registration.fixed.grid, grid)
     voxel = labels.grid.inverse_affine @ matrix @ grid.affine
     random = torch.Generator().manual_seed(seed)
-    moved, share = _shares(registration.moved_labels, grid)
+    moved, at = _numbered(registration.moved_labels.array)
+    share = _shares(at, moved, grid)
     drawn, sizes = [], []
     for _ in range(DRAWS):
         error = sampler.draw(random)
@@ -443,8 +441,7 @@ def _label_uncertainty(
     counts = np.asarray(share.sum(1)).ravel()
     deviation = np.std(sizes, axis=0, ddof=1)
     z = float(stats.norm.ppf(0.5 + level / 2))
-    at = np.searchsorted(moved, registration.moved_labels.array.reshape(-1))
-    hidden = np.bincount(at, weights=~compared.reshape(-1)) / np.bincount(at)
+    hidden = np.bincount(at.reshape(-1), weights=~compared.reshape(-1)) / np.bincount(at.reshape(-1))
     volumes = {
         int(value): {
             "volume_ml": count * ml,
@@ -457,15 +454,26 @@ def _label_uncertainty(
     return entropy, volumes
 
 
-def _shares(labels: Image, grid: Grid) -> tuple[ndarray, sparse.csr_matrix]:
-    """Values of a label map, and how many voxels of each lie in each voxel of a grid over the same box (but 0)."""
-    values, index = np.unique(labels.array, return_inverse=True)
-    index = index.reshape(labels.array.shape)
-    shape = labels.grid.shape
-    cells = np.zeros((1,) * len(shape), np.int64)
-    for axis, (n, m) in enumerate(zip(shape, grid.shape, strict=True)):
+def _numbered(labels: Shaped[ndarray, "*space"]) -> tuple[Shaped[ndarray, " k"], Int[ndarray, "*space"]]:
+    """Values that occur, in order, and the place of every voxel's among them: ``np.unique``, by a table if it is small.
+
+    Sorting millions of voxels takes longer than all draws.
+    """
+    low, high = labels.min(), labels.max()
+    if labels.dtype.kind not in "iu" or int(high) - int(low) > 1 << 20:
+        values, places = np.unique(labels, return_inverse=True)
+        return values, places.reshape(labels.shape)
+    offsets = labels.astype(np.int64) - int(low)
+    there = np.bincount(offsets.reshape(-1)) > 0
+    return (np.flatnonzero(there) + int(low)).astype(labels.dtype), (np.cumsum(there) - 1)[offsets]
+
+
+def _shares(index: Int[ndarray, "*space"], values: Shaped[ndarray, " k"], grid: Grid) -> sparse.csr_matrix:
+    """How many voxels of each of the values (but 0) lie in each voxel of a grid over the same box."""
+    cells = np.zeros((1,) * index.ndim, np.int64)
+    for axis, (n, m) in enumerate(zip(index.shape, grid.shape, strict=True)):
         place = ((np.arange(n) + 0.5) * m / n).astype(np.int64)
-        cells = cells * m + place.reshape([-1 if a == axis else 1 for a in range(len(shape))])
-    inside = labels.array != 0
-    entries = np.ones(int(inside.sum())), (index[inside], np.broadcast_to(cells, shape)[inside])
-    return values, sparse.csr_matrix(entries, shape=(len(values), grid.size))
+        cells = cells * m + place.reshape([-1 if a == axis else 1 for a in range(index.ndim)])
+    inside = (values != 0)[index]
+    entries = np.ones(int(inside.sum())), (index[inside], np.broadcast_to(cells, index.shape)[inside])
+    return sparse.csr_matrix(entries, shape=(len(values), grid.size))

@@ -276,9 +276,11 @@ def foreground(image: Image) -> Bool[ndarray, "*space"]:
     return inside if inside.any() else np.ones(values.shape, bool)
 
 
-def anatomy(image: Image, mask: Image | None) -> Bool[ndarray, "*space"]:
-    """The foreground, within the mask where there is one: the mask alone if they do not meet."""
-    inside = foreground(image)
+def anatomy(
+    image: Image, mask: Image | None, *, inside: Bool[ndarray, "*space"] | None = None
+) -> Bool[ndarray, "*space"]:
+    """The foreground (``inside``, if known), within the mask where there is one: the mask alone if they do not meet."""
+    inside = foreground(image) if inside is None else inside
     if mask is None:
         return inside
     both = inside & (mask.array > 0)

@@ -75,12 +75,19 @@ class Verdict:
     reasons: str
 
 
-def pair_facts(registration: Registration, evidence: Evidence, near: Bool[ndarray, "*space"]) -> dict[str, float]:
+def pair_facts(
+    registration: Registration,
+    evidence: Evidence,
+    near: Bool[ndarray, "*space"],
+    *,
+    whole: Bool[ndarray, "*full"] | None = None,
+) -> dict[str, float]:
     """Facts about a pair, free of units: quantiles of the evidence over the anatomy, and a few of the whole.
 
     ``mirror`` is missing where left and right cannot be told: in 2-D, and in one sagittal slice.
 
-    ``near`` is the anatomy of the fixed image on the evidence grid. Lengths are logarithms of mean voxels.
+    ``near`` is the anatomy of the fixed image on the evidence grid, ``whole`` its foreground, if it is known,
+    on its own. Lengths are logarithms of mean voxels.
     """
     from verimorph.uncertainty.known import anatomy
 
@@ -96,7 +103,10 @@ def pair_facts(registration: Registration, evidence: Evidence, near: Bool[ndarra
     matrix, u = as_field(transform, registration.fixed.grid, grid)
     moving = registration.moving
     voxel = moving.grid.inverse_affine @ matrix @ grid.affine
-    anatomies = anatomy(registration.fixed, registration.fixed_mask), anatomy(moving, registration.moving_mask)
+    anatomies = (
+        anatomy(registration.fixed, registration.fixed_mask, inside=whole),
+        anatomy(moving, registration.moving_mask),
+    )
     there = torch.from_numpy(anatomies[1].astype(np.float32))[None, None]
     moved = (fields.warp(there, u, matrix=voxel)[0, 0] > 0.5).numpy()
     inside = fields.warp(torch.ones_like(there), u, matrix=voxel)[0, 0].numpy() > 0.5
