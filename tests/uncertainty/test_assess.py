@@ -400,8 +400,9 @@ def test_left_and_right_exchanged_are_told_though_the_sides_are_much_alike(head:
 def test_labels_are_numbered_as_numpy_does(dtype: type) -> None:
     random = np.random.default_rng(0)
     some = [0, 3, 17, 200] if np.dtype(dtype).kind == "u" else [-5, 0, 3, 120]
-    for values in (some, some[2:], [3, 2**40] if np.dtype(dtype).itemsize == 8 else [7]):
-        labels = random.choice(np.array(values, dtype), (9, 8, 7))
+    wide = [[3, 2**40], [np.iinfo(dtype).max - 7, np.iinfo(dtype).max]] if np.dtype(dtype).itemsize == 8 else [[7]]
+    for values in (some, some[2:], *wide):
+        labels = np.asfortranarray(random.choice(np.array(values, dtype), (9, 8, 7)))
         found, places = _numbered(labels)
         wanted, where = np.unique(labels, return_inverse=True)
         assert found.dtype == labels.dtype

@@ -478,13 +478,16 @@ def test_fits_beside_each_other_are_those_one_after_the_other(monkeypatch) -> No
         torch.set_num_threads(threads)
 
 
-def test_fits_end_when_one_fails(monkeypatch) -> None:
+@pytest.mark.parametrize("failing", [0, 1])
+def test_fits_end_when_one_fails(monkeypatch, failing: int) -> None:
     cases = [case(k).points for k in range(3)]
-    ended = Event()
+    begun, ended = Event(), Event()
 
     def fit(some, *, stop, **_):
-        if some[0] is cases[0]:
+        if some[0] is cases[failing]:
+            begun.wait(60)
             raise KeyboardInterrupt
+        begun.set()
         try:
             fit_scale(some, steps=10**9, stop=stop)
         finally:
@@ -509,6 +512,7 @@ def test_pairs_are_fitted_as_they_were_before_they_had_a_kind() -> None:
     assert fits([[replace(p) for p in one]], steps=1)[0] is first[0]
     assert fits([[*one, replace(case(9).points, kind="toy-pairs")]], steps=1)[0] is first[0], "pairs teach no sizes"
     assert fits([one], steps=2)[0] is not first[0]
+    assert fits([[replace(p, error=p.error.copy()) for p in one]], steps=1)[0] is not first[0], "other errors"
 
 
 def test_the_scale_is_the_mean_of_its_networks() -> None:

@@ -100,7 +100,8 @@ def content_hash(*paths: str | os.PathLike, new: Callable[[], Any] = hashlib.sha
 def write_images(images: Mapping[str, Image], folder: str | os.PathLike) -> None:
     """Write several images beside each other, names with suffixes to images; compressing takes most of the time.
 
-    As many at a time as torch has threads. Raises what :func:`write_image` does.
+    As many at a time as torch has threads. Raises what :func:`write_image` does; each image is written whole or not at
+    all, and those that could be written stay.
     """
     place = Path(folder)
     if not images:

@@ -412,7 +412,7 @@ def _label_uncertainty(
     values, flat = _numbered(labels.array)
     if len(values) > 30_000:
         raise OptionError(f"the moving labels have {len(values)} values; is this a label map?")
-    index = torch.from_numpy(flat.astype(np.float32))[None, None]
+    index = torch.from_numpy(np.ascontiguousarray(flat, dtype=np.float32))[None, None]  # files are read transposed
     background = int(np.searchsorted(values, 0)) if 0 in values else -1
     grid = sampler.grid
     matrix, u = as_field(registration.transform, registration.fixed.grid, grid)
@@ -459,13 +459,14 @@ def _numbered(labels: Shaped[ndarray, "*space"]) -> tuple[Shaped[ndarray, " k"],
 
     Sorting millions of voxels takes longer than all draws.
     """
-    low, high = labels.min(), labels.max()
-    if labels.dtype.kind not in "iu" or int(high) - int(low) > 1 << 20:
+    whole = labels.size > 0 and labels.dtype.kind in "iu"
+    low, high = (int(labels.min()), int(labels.max())) if whole else (0, 0)
+    if not whole or high - low > 1 << 20 or high > np.iinfo(np.int64).max:
         values, places = np.unique(labels, return_inverse=True)
         return values, places.reshape(labels.shape)
-    offsets = labels.astype(np.int64) - int(low)
+    offsets = labels.astype(np.int64) - low
     there = np.bincount(offsets.reshape(-1)) > 0
-    return (np.flatnonzero(there) + int(low)).astype(labels.dtype), (np.cumsum(there) - 1)[offsets]
+    return (np.flatnonzero(there) + low).astype(labels.dtype), (np.cumsum(there) - 1)[offsets]
 
 
 def _shares(index: Int[ndarray, "*space"], values: Shaped[ndarray, " k"], grid: Grid) -> sparse.csr_matrix:

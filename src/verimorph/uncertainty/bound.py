@@ -29,7 +29,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -211,7 +211,9 @@ def fit_scale(
     layers = []
     for inputs, outputs in pairwise(sizes):
         reach = 1 / math.sqrt(inputs)
-        drawn = [torch.rand(networks, n, outputs, generator=random) for n in (inputs, 1)]
+        drawn = [
+            torch.rand(networks, n, outputs, generator=random, dtype=torch.float32, device="cpu") for n in (inputs, 1)
+        ]
         layers.append(tuple(((2 * reach) * one - reach).requires_grad_() for one in drawn))
     with torch.enable_grad():
         optimiser = torch.optim.AdamW([p for layer in layers for p in layer], STEP_LENGTH, weight_decay=DECAY)
@@ -273,7 +275,9 @@ class Fits:
         Products this small gain nothing from a second thread: torch has one until all are done, the whole process.
         """
         asked = [_with_sizes(points) for points in sets]
-        keys = [(steps, *((id(p.evidence), p.kind) for p in used)) for used in asked]
+        keys = [
+            (steps, *((p.kind, *(id(a) for a in (p.evidence, p.error, p.foreground))) for p in used)) for used in asked
+        ]
         # Cases are held beside their fit, so that no others take over the identities.
         new = {key: used for key, used in zip(keys, asked, strict=True) if key not in self._held}
         stop, threads = Event(), torch.get_num_threads()
@@ -286,9 +290,10 @@ class Fits:
             return fit_scale(used, steps=steps, stop=stop)
 
         with using_threads(1), ThreadPoolExecutor(min(threads, BESIDE)) as pool:
+            running = {pool.submit(fit, used): key for key, used in new.items()}
             try:
-                for (key, used), scale in zip(new.items(), pool.map(fit, new.values()), strict=True):
-                    self._held[key] = used, scale
+                for one in as_completed(running):
+                    self._held[running[one]] = new[running[one]], one.result()
             finally:
                 stop.set()  # where one failed, or someone wants to stop, the others need not end
                 pool.shutdown(cancel_futures=True)
@@ -532,9 +537,9 @@ def calibrate(
     ``FOLDS`` sets of images, or over the folds in ``dealt``); a ``scale`` that is given was learned elsewhere and is
     used as it is. Where cases share their images (all of one; pairs with one atlas), so that a fold leaves too few to
     learn from, they are held out one by one, and what is learned is about these images. With few folds those scales
-    have seen much less than the one that is used, and bounds are wider than they need be.All
-    have the same number of steps, default what suits all the cases: what is learned without a fold is learned as the
-    whole is. ``fits`` holds those that others ask for, too.
+    have seen much less than the one that is used, and bounds are wider than they need be. All have the same number of
+    ``steps``, default what suits all the cases: what is learned without a fold is learned as the whole is. ``fits``
+    holds those that others ask for, too.
 
     Quantiles over all kinds, and those over all pairs of real scans where there are ``CORRECTED_PAIRS``, carry the
     correction for the number of cases, which guarantees coverage for exchangeable ones (of few pairs the largest scores
