@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -66,9 +67,11 @@ def test_a_case_is_read_as_it_was_kept(tmp_path: Path) -> None:
         np.savez(tmp_path / "old.npz", **{key: held[key] for key in held if key != "format"})
     with pytest.raises(InputError, match=r"earlier version.*measured anew"):
         read_case(tmp_path / "old.npz")
-    (tmp_path / "bad.npz").write_bytes(b"no")
-    with pytest.raises(InputError, match="measured anew"):
-        read_case(tmp_path / "bad.npz")
+    whole = (tmp_path / "toy-image1-0.npz").read_bytes()
+    for damaged in (b"no", b"", whole[:500], whole[:-500], whole[:900] + bytes(300) + whole[1200:]):
+        (tmp_path / "bad.npz").write_bytes(damaged)
+        with pytest.raises(InputError, match="measured anew"):
+            read_case(tmp_path / "bad.npz")
 
 
 def test_held_out_cases_are_covered() -> None:
@@ -540,3 +543,27 @@ def test_threads_are_counted_before_torch_is_loaded(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=free)
     assert "holds 0 cases" in done.stderr
     assert done.stdout.split() == ["1"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("mean", [0.0]),
+        ("mean", [float("nan")] * 30),
+        ("deviation", [0.0] * 30),
+        ("names", ["stretch"]),
+        ("networks", []),
+    ],
+)
+def test_a_damaged_calibration_is_refused_before_the_work(tmp_path: Path, part: str, value: list) -> None:
+    held = json.loads((bound.CALIBRATIONS / "general.json").read_text())
+    read_calibration("general")
+    held["scale"][part] = value
+    (tmp_path / "damaged.json").write_text(json.dumps(held))
+    with pytest.raises(InputError, match="is no calibration"):
+        read_calibration(tmp_path / "damaged.json")
+    held = json.loads((bound.CALIBRATIONS / "general.json").read_text())
+    held["scale"]["networks"][1][2][0][5].pop()
+    (tmp_path / "damaged.json").write_text(json.dumps(held))
+    with pytest.raises(InputError, match="is no calibration"):
+        read_calibration(tmp_path / "damaged.json")

@@ -656,11 +656,29 @@ def _read(name: str | os.PathLike, ndim: int) -> Calibration:
         if any(len(net[-1][1]) != 2 for net in scale.networks):
             raise ValueError("of an earlier version, without a spread")
         if content.get("format") != FORMAT:
-            raise ValueError("of an earlier version")
+            raise ValueError("of another version")
         if unknown := [own for own in scale.names if own not in MAPS]:
             raise ValueError(f"it asks for evidence that is not gathered: {', '.join(unknown)}")
+        _check_numbers(scale)
         found = Calibration(scale=scale, **content)
         found.reach()
         return found
     except (TypeError, LookupError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: is no calibration ({error}); 'verimorph calibrate' writes one") from None
+
+
+def _check_numbers(scale: Scale) -> None:
+    """Refuse a scale whose parts do not fit together, or that holds what is no number."""
+    sizes = len(scale.names)
+    if not scale.networks or not len(scale.mean) == len(scale.deviation) == sizes:
+        raise ValueError("its parts do not fit together")
+    if not np.isfinite(scale.mean).all() or not (np.array(scale.deviation) > 0).all():
+        raise ValueError("it holds what is no number, or a deviation that is not above 0")
+    for net in scale.networks:
+        inputs = sizes + 1
+        for weight, offset in net:
+            if np.shape(weight) != (len(offset), inputs):
+                raise ValueError("its parts do not fit together")
+            if not np.isfinite(weight).all() or not np.isfinite(offset).all():
+                raise ValueError("it holds what is no number")
+            inputs = len(offset)

@@ -11,9 +11,11 @@ import hashlib
 import math
 import os
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -323,7 +325,7 @@ def read_case(path: Path) -> Case:
                 int(held["ndim"]),
             )
             return Case(path.stem, points, held["spread"], float(held["unit_mm"]))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError, BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path}: is no case of a calibration suite ({error}); remove it, it is measured anew"
         ) from None
