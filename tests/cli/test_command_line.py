@@ -171,3 +171,9 @@ def test_allocator_setting_keeps_freed_memory():
     }
     assert freed["plain"] > 5000  # 30 MB are about 7300 pages
     assert freed["tuned"] < 100
+
+
+def test_what_is_no_number_is_no_zero():
+    from verimorph.cli.summary import _number
+
+    assert [_number(value) for value in (None, float("nan"), 1e-12, 0.12345)] == ["-", "-", "0", "0.123"]

@@ -120,7 +120,7 @@ def rows(metrics: dict[str, Any]) -> Iterator[Row]:
 
 def _number(value: float | None) -> str:
     """Write a number with three significant digits, a dash where there is none, 0 for what rounding leaves."""
-    return "-" if value is None else f"{value if abs(value) > 1e-9 else 0:.3g}"
+    return "-" if value is None or math.isnan(value) else f"{value if abs(value) > 1e-9 else 0:.3g}"
 
 
 def print_plan(plan: Plan) -> None:
