@@ -28,15 +28,15 @@ from verimorph.uncertainty.bound import (
     FARTHER,
     LEVELS,
     Calibration,
-    Points,
     calibrate,
-    fit_scale,
     read_calibration,
     write_calibration,
 )
+from verimorph.uncertainty.cases import Points
 from verimorph.uncertainty.evidence import LOOKS, Evidence, as_field, gather
 from verimorph.uncertainty.evidence import MAPS as ALL_MAPS
 from verimorph.uncertainty.known import KnownPair, anatomy, foreground, known_pair
+from verimorph.uncertainty.scale import fit_scale
 from verimorph.uncertainty.verdict import WORDS, _has_sides, is_linear, judge, learn_verdict, pair_facts
 
 MAPS = ("forward 1", "backward 1", "mismatch 1.5")

@@ -17,7 +17,8 @@ from verimorph.image import Image
 from verimorph.registration import Registration, plan, register
 from verimorph.transform import Affine, chain
 from verimorph.uncertainty.assess import assess
-from verimorph.uncertainty.bound import Points, calibrate, read_calibration
+from verimorph.uncertainty.bound import calibrate, read_calibration
+from verimorph.uncertainty.cases import Points
 from verimorph.uncertainty.known import KnownPair, anatomy
 from verimorph.uncertainty.reference import by_defaults, distance_between
 

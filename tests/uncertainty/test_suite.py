@@ -20,18 +20,9 @@ from verimorph.errors import InputError, OptionError
 from verimorph.image import Image
 from verimorph.io import write_image
 from verimorph.uncertainty import bound
-from verimorph.uncertainty.bound import (
-    FOLDS,
-    Fits,
-    Points,
-    apart,
-    calibrate,
-    deal,
-    fit_scale,
-    read_calibration,
-    steps_for,
-    write_calibration,
-)
+from verimorph.uncertainty.bound import calibrate, read_calibration, write_calibration
+from verimorph.uncertainty.cases import FOLDS, Points, apart, deal, parted
+from verimorph.uncertainty.scale import FLOOR, Fits, fit_scale, steps_for
 from verimorph.uncertainty.suite import (
     Case,
     _surface,
@@ -182,7 +173,10 @@ def test_a_calibration_of_slices_has_the_verdict_of_slices(tmp_path: Path, quick
 
 @pytest.fixture
 def quick_fit(monkeypatch) -> None:
-    monkeypatch.setattr(bound, "fit_scale", lambda some, **_: fit_scale(some, networks=1, steps=20))
+    def quick(some, **_):
+        return fit_scale(some, networks=1, steps=20)
+
+    monkeypatch.setattr("verimorph.uncertainty.scale.fit_scale", quick)
 
 
 def kept(folder: Path, kind: str, *images: tuple[str, ...]) -> None:
@@ -208,10 +202,10 @@ def test_pairs_that_share_their_images_are_learned_from(tmp_path: Path, capsys, 
 
 def test_a_fold_must_leave_two_cases() -> None:
     cases = [replace(case(k).points, images=(image,)) for k, image in enumerate("aabb")]
-    assert bound.parted(cases, [0, 0, 1, 1])
-    assert not bound.parted(cases[:3], [0, 0, 1])
-    assert bound.parted(cases[1:3], [0, 1])  # of two cases there is one other
-    assert not bound.parted(cases, [0, 0, 0, 0])
+    assert parted(cases, [0, 0, 1, 1])
+    assert not parted(cases[:3], [0, 0, 1])
+    assert parted(cases[1:3], [0, 1])  # of two cases there is one other
+    assert not parted(cases, [0, 0, 0, 0])
 
 
 def test_pairs_of_a_kind_are_no_kind_of_their_own(tmp_path: Path, capsys, quick_fit) -> None:
@@ -391,7 +385,7 @@ def test_nested_folds_are_fitted_once_and_see_none_of_their_images(monkeypatch) 
         seen.append(frozenset(p.images[0] for p in some))
         return fit_scale(some, networks=1, steps=1)
 
-    monkeypatch.setattr(bound, "fit_scale", fit)
+    monkeypatch.setattr("verimorph.uncertainty.scale.fit_scale", fit)
     told: list[tuple[str, int, int]] = []
     fits = Fits(count=56, tell=lambda *words: told.append(words))
     calibrate(points, name="toy", calibrated_for="", fits=fits)
@@ -427,7 +421,7 @@ def test_few_cases_are_not_learned_by_heart() -> None:
         return fit_scale(some, networks=1, steps=1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bound, "fit_scale", fit)
+        patch.setattr("verimorph.uncertainty.scale.fit_scale", fit)
         patch.setattr(bound, "steps_for", lambda some: 100 * len(some))
         calibrate([replace(case(k).points, images=(f"image {k}",)) for k in range(12)], name="toy", calibrated_for="")
     assert seen == [1200] * 11, "without a fold as with it"
@@ -443,7 +437,7 @@ def test_a_kind_left_out_teaches_nothing_of_itself(monkeypatch) -> None:
         seen.append(frozenset(p.images[0] for p in some))
         return fit_scale(some, networks=1, steps=1)
 
-    monkeypatch.setattr(bound, "fit_scale", fit)
+    monkeypatch.setattr("verimorph.uncertainty.scale.fit_scale", fit)
     rows = {row.kind: row for row in cross_validated(cases, by="kind")}
     assert rows["three"].coverage["0.9"] < 0.1 < 0.8 < rows["two"].coverage["0.9"], "errors a hundred times as large"
     # For each kind one fit of all others, and one without each of half as many folds as there are of images.
@@ -472,7 +466,7 @@ def test_fits_beside_each_other_are_those_one_after_the_other(monkeypatch) -> No
             met.wait()  # for another: one after the other they would never meet
         return fit_scale(some, **more)
 
-    monkeypatch.setattr(bound, "fit_scale", fit)
+    monkeypatch.setattr("verimorph.uncertainty.scale.fit_scale", fit)
     try:
         torch.set_num_threads(3)
         assert Fits()(sets, steps=30) == wanted
@@ -496,7 +490,7 @@ def test_fits_end_when_one_fails(monkeypatch, failing: int) -> None:
         finally:
             ended.set()
 
-    monkeypatch.setattr(bound, "fit_scale", fit)
+    monkeypatch.setattr("verimorph.uncertainty.scale.fit_scale", fit)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -522,7 +516,7 @@ def test_the_scale_is_the_mean_of_its_networks() -> None:
     """Against the formula, written out in float64."""
     points = [case(k).points for k in range(3)]
     scale, one = fit_scale(points, networks=2, steps=20), case(9).points
-    logs = np.log(one.evidence + bound.FLOOR)
+    logs = np.log(one.evidence + FLOOR)
     z = np.clip((logs - np.array(scale.mean)) / np.array(scale.deviation), -3.5, 3.5)
     total = np.zeros((len(z), 2))
     for net in scale.networks:

@@ -82,8 +82,10 @@ def calibrate(
 
     from verimorph.io.pairs import read_table
     from verimorph.io.safe import keep_inputs, require_writable_file
-    from verimorph.uncertainty.bound import FOLDS, PAIRS, Fits, parted, read_calibration, write_calibration
     from verimorph.uncertainty.bound import calibrate as learn
+    from verimorph.uncertainty.bound import read_calibration, write_calibration
+    from verimorph.uncertainty.cases import FOLDS, PAIRS, parted
+    from verimorph.uncertainty.scale import Fits
     from verimorph.uncertainty.suite import check as judge
     from verimorph.uncertainty.suite import collect, collect_pairs, cross_validated, dealt_by, images_of, read_case
 

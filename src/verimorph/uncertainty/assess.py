@@ -25,7 +25,8 @@ from verimorph.errors import OptionError
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.transform import Composite, DisplacementField, Transform, parts_of
-from verimorph.uncertainty.bound import ANY, PAIRS, Calibration, read_calibration, traits_of
+from verimorph.uncertainty.bound import ANY, Calibration, read_calibration, traits_of
+from verimorph.uncertainty.cases import PAIRS
 from verimorph.uncertainty.evidence import Evidence, gather
 from verimorph.uncertainty.known import foreground
 from verimorph.uncertainty.reference import by_defaults, distance_between, reference_of

@@ -25,23 +25,8 @@ from scipy import ndimage
 from verimorph.errors import InputError, OptionError, VerimorphError
 from verimorph.image import Image
 from verimorph.uncertainty.assess import on_evidence, traits
-from verimorph.uncertainty.bound import (
-    ANY,
-    FLOOR,
-    FOLDS,
-    LEAST,
-    LEVELS,
-    PAIRS,
-    Calibration,
-    Fits,
-    Points,
-    Scale,
-    apart,
-    calibrate,
-    deal,
-    is_pairs,
-    steps_for,
-)
+from verimorph.uncertainty.bound import ANY, LEAST, LEVELS, Calibration, calibrate
+from verimorph.uncertainty.cases import FOLDS, PAIRS, Points, apart, deal, is_pairs
 from verimorph.uncertainty.evidence import gather
 from verimorph.uncertainty.known import KnownPair, foreground, known_pair
 from verimorph.uncertainty.metrics import (
@@ -51,6 +36,7 @@ from verimorph.uncertainty.metrics import (
     spearman,
     uncertainty_calibration_error,
 )
+from verimorph.uncertainty.scale import FLOOR, Fits, Scale, steps_for
 
 KEPT = 5
 """Format of kept cases. Before 4 all pairs had noise and were read linearly, and two maps were not measured; before 5
