@@ -1,6 +1,6 @@
 #!/bin/sh
 # The packaged calibration of the error bound, from nothing: known deformations kind by kind, pairs of real scans, the
-# fits. About two hours and a half on two cores. Cases lie in KEEP, so that it goes on where it was stopped.
+# fits. About three hours on two cores. Cases lie in KEEP, so that it goes on where it was stopped.
 #
 #     VERIMORPH_DATA=... sh bench/calibration.sh [KEEP]
 #

@@ -208,7 +208,8 @@ class Registration:
         level
             Share of voxels for which the bound of the error is to hold.
         calibration
-            Name of a packaged calibration, or a file that ``verimorph calibrate`` wrote.
+            Name of a packaged calibration, or a file that ``verimorph calibrate`` wrote; with ``:KIND`` behind it all
+            images are taken for those of a kind (``general:cardiac-pairs``).
 
         Raises
         ------

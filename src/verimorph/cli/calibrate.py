@@ -11,7 +11,7 @@ import typer
 from verimorph.cli.options import application, examples, flag, option
 from verimorph.cli.progress import CountBar
 from verimorph.cli.runtime import refuse, say, set_threads
-from verimorph.errors import OptionError
+from verimorph.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from verimorph.uncertainty.suite import Check
@@ -82,9 +82,9 @@ def calibrate(
 
     from verimorph.io.pairs import read_table
     from verimorph.io.safe import keep_inputs, require_writable_file
+    from verimorph.uncertainty.bound import FEWEST, read_calibration, write_calibration
     from verimorph.uncertainty.bound import calibrate as learn
-    from verimorph.uncertainty.bound import read_calibration, write_calibration
-    from verimorph.uncertainty.cases import FOLDS, PAIRS, parted
+    from verimorph.uncertainty.cases import FOLDS, PAIRS, is_pairs, parted, settled
     from verimorph.uncertainty.scale import Fits
     from verimorph.uncertainty.suite import check as judge
     from verimorph.uncertainty.suite import collect, collect_pairs, cross_validated, dealt_by, images_of, read_case
@@ -106,9 +106,12 @@ def calibrate(
     if not images and pairs is None:
         if keep is None:
             raise OptionError("no images are given; name some, or a folder of cases with --keep")
+        if not keep.is_dir():
+            raise InputError(f"--keep {keep}: there is no such folder; name images, whose cases it is to hold")
         found = [read_case(file) for file in sorted(keep.glob("*.npz"))]
         if len(found) < 2:
-            raise OptionError(f"--keep {keep}: holds {len(found)} cases; 2 are the fewest to learn from")
+            told = "1 case" if found else "no case"
+            raise OptionError(f"--keep {keep}: holds {told}; 2 are the fewest to learn from")
     if by_kind:
         kinds = {kind for kind, _ in files} | {case.points.kind.removesuffix(f"-{PAIRS}") for case in found}
         kinds |= set() if pairs is None else {row.get("kind", "") for row in read_table(pairs)[0]}
@@ -128,18 +131,25 @@ def calibrate(
     if check is not None:
         held = read_calibration(check, ndim=found[0].points.ndim)
         _print(judge(found, held), f"calibration '{held.name}' on images it may not have seen")
-        typer.echo(f"{len(found)} cases, kept in {folder}")
+        typer.echo(f"{_cases(len(found))}, kept in {folder}")
         return
     assert output is not None
-    points = [case.points for case in found]
+    points = settled([case.points for case in found])
+    found = [replace(case, points=own) for case, own in zip(found, points, strict=True)]
     if foundation is not None:
         foundation = read_calibration(foundation, ndim=points[0].ndim)
     by = "kind" if by_kind else "image"
     dealt = dealt_by(points, by)
-    folds = len(set(dealt))
-    together = not parted(points, dealt)
-    judged = len(found) > 2 and not together
-    with CountBar() as tell:
+    known, real = ([i for i, p in enumerate(points) if is_pairs(p.kind) == pairs] for pairs in (False, True))
+    # Pairs of real scans have folds of their own, without fits.
+    folds = len({dealt[i] for i in (known + real if by_kind else known)})
+
+    def leave(places: list[int], fewest: int) -> bool:
+        return parted([points[i] for i in places], [dealt[i] for i in places], fewest)
+
+    together = not leave(known, min(2, len(known) - 1))
+    judged = len(known) > 2 and not together
+    with CountBar(lines=True) as tell:
         # One without each fold, one of all; one without every two folds, or for every kind left out, with folds inside.
         inner = folds * (FOLDS // 2 + 1) if by_kind else folds * (folds - 1) // 2
         fits = Fits(count=(FOLDS if by_kind else folds) + 1 + judged * inner, tell=tell)
@@ -152,20 +162,32 @@ def calibrate(
             fits=fits,
         )
         # What tells a broken registration has nothing to do with the size of its error: facts, and not evidence.
-        known = None if foundation is None else foundation.verdict
-        learned = replace(learned, verdict=known or read_calibration("general", ndim=points[0].ndim).verdict)
+        verdict = None if foundation is None else foundation.verdict
+        learned = replace(learned, verdict=verdict or read_calibration("general", ndim=points[0].ndim).verdict)
         write_calibration(learned, output)
         rows = cross_validated(found, by=by, scale=scale, fits=fits) if judged else []
+    # Else they would be judged by the bound of known deformations, which is not theirs.
+    pairs_judged = leave(real, FEWEST)
+    rows = [row for row in rows if pairs_judged or not is_pairs(row.kind)]
     if rows:
         _print(rows, f"every {by} judged without itself")
+    if 0 < len(real) < FEWEST:
+        say("warning", f"nothing is learned of pairs of real scans: here is {len(real)}, {FEWEST} are the fewest")
+    elif judged and not pairs_judged:
+        told = f"without one {by} and what shares an image with it, too few are left"
+        say("warning", f"the bound of pairs of real scans was not judged: {told}; how it does is not known")
     if together:
         told = f"without all cases of one {by} and what shares an image with them, too few are left to judge by"
         say("warning", f"{told}; how the bound does on other images is not known")
     reached = learned.reach()
     if reached < 0.9:
-        told = f"{len(found)} cases reach a level of {reached:g} and no further; 9 reach 0.9, 19 reach 0.95"
+        told = f"{_cases(len(known))} reach a level of {reached:g} and no further; 9 reach 0.9, 19 reach 0.95"
         say("warning", f"{told}; give more with -n, or register with --level {reached:g}")
-    typer.echo(f"{len(found)} cases; calibration in {output}, cases in {folder}")
+    typer.echo(f"{_cases(len(found))}; calibration in {output}, cases in {folder}")
+
+
+def _cases(count: int) -> str:
+    return "1 case" if count == 1 else f"{count} cases"
 
 
 def _number(value: float, form: str) -> str:

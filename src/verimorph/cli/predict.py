@@ -167,7 +167,10 @@ def predict(
     calibration: Annotated[
         str | None,
         option(
-            "--calibration", value="NAME|FILE", text="What the bound was learned on; default: general.", panel=_SURE
+            "--calibration",
+            value="NAME|FILE[:KIND]",
+            text="What the bound was learned on; default: general.",
+            panel=_SURE,
         ),
     ] = None,
     strict: Annotated[

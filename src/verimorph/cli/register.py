@@ -179,7 +179,10 @@ def register(
     calibration: Annotated[
         str | None,
         option(
-            "--calibration", value="NAME|FILE", text="What the bound was learned on; default: general.", panel=_SURE
+            "--calibration",
+            value="NAME|FILE[:KIND]",
+            text="What the bound was learned on; default: general.",
+            panel=_SURE,
         ),
     ] = None,
     strict: Annotated[

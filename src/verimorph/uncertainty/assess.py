@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from verimorph.errors import OptionError
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.transform import Composite, DisplacementField, Transform, parts_of
-from verimorph.uncertainty.bound import ANY, Calibration, read_calibration, traits_of
+from verimorph.uncertainty.bound import ANY, LEVELS, Calibration, read_calibration, traits_of
 from verimorph.uncertainty.cases import PAIRS
 from verimorph.uncertainty.evidence import Evidence, gather
 from verimorph.uncertainty.known import foreground
@@ -167,12 +168,12 @@ def assess(
     seed = int(registration.settings.get("seed") or 0) if seed is None else seed
     found = _bounded(registration, held, level, seed)
     evidence, seen = found.evidence, found.compared
-    error = np.where(seen, _upsampled(found.bound * evidence.unit_mm, grid), np.float32(np.nan))
+    error = np.where(seen, _upsampled(found.bounds[level] * evidence.unit_mm, grid), np.float32(np.nan))
     spread = _upsampled(evidence.spread * evidence.unit_mm, grid)
     labels = None
     volumes: dict[int, dict[str, float]] = {}
     if registration.moving_labels is not None:
-        sampler = CalibratedSampler(registration.transform, evidence, found.bound, level)
+        sampler = CalibratedSampler(registration.transform, evidence, found.bounds)
         entropy, volumes = _label_uncertainty(registration, sampler, level, seed, seen)
         values = np.where(seen, _upsampled(torch.from_numpy(entropy), grid), np.float32(np.nan))
         labels = Image.from_array(values, grid, name="label_uncertainty")
@@ -207,7 +208,7 @@ def calibrated_sampler(
     """Draws of what the transform of a registration may be, from whatever it came: errors of the size of its bound."""
     held = read_calibration(calibration, ndim=registration.fixed.grid.ndim)
     found = _bounded(registration, held, level, seed)
-    return CalibratedSampler(registration.transform, found.evidence, found.bound, level)
+    return CalibratedSampler(registration.transform, found.evidence, found.bounds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,8 +225,8 @@ class _Bounded:
         ``inside`` on the evidence grid.
     kind
         Of images the pair is taken for.
-    bound
-        Units of the evidence.
+    bounds
+        By level, units of the evidence; the level asked for, and what of ``LEVELS`` the calibration reaches.
     away
         How far from a reference by the defaults, units; None where it is one itself.
     usual
@@ -238,7 +239,7 @@ class _Bounded:
     inside: Bool[ndarray, "*space"]
     near: Bool[ndarray, "*space"]
     kind: str
-    bound: Float[Tensor, "*space"]
+    bounds: dict[float, Float[Tensor, "*space"]]
     away: Float[Tensor, "*space"] | None
     usual: Float[Tensor, "*space"] | None
 
@@ -258,12 +259,14 @@ def _bounded(registration: Registration, held: Calibration, level: float, seed: 
     share = float(on_evidence(whole, evidence.grid).mean())
     kind = held.kind_of(traits(registration.fixed, registration.moving, learned_from, near, share=share))
     held.check(level, kind)
-    own = _bound_map(learned_from, near, held, level, kind)
+    usual = min(VERDICT_LEVEL, held.reach(kind))
+    levels = {level, usual, *(q for q in LEVELS if q <= held.reach(kind))}
+    bounds = _bound_maps(learned_from, near, held, levels, kind)
     if direct:
-        return _Bounded(evidence, compared, whole, inside, near, kind, own, None, None)
+        return _Bounded(evidence, compared, whole, inside, near, kind, bounds, None, None)
     away = distance_between(registration.transform, reference.transform, evidence.grid) / evidence.unit_mm
-    usual = _bound_map(learned_from, near, held, min(VERDICT_LEVEL, held.reach(kind)), kind)
-    return _Bounded(evidence, compared, whole, inside, near, kind, own + away, away, usual)
+    longer = {q: bound + away for q, bound in bounds.items()}
+    return _Bounded(evidence, compared, whole, inside, near, kind, longer, away, bounds[usual])
 
 
 def _looked(registration: Registration, seed: int) -> Evidence:
@@ -317,6 +320,8 @@ def _words_for(held: Calibration, found: _Bounded) -> str:
 
 
 def _words_for_kind(held: Calibration, kind: str) -> str:
+    if held.kind is not None:
+        return f"{held.calibrated_for}; the bound is that of {kind}, as was asked for, not told from the images"
     if len(held.cases) < 2:
         foreign = "; this image does not resemble the images of the calibration" if kind == ANY and held.traits else ""
         return held.calibrated_for + foreign
@@ -352,13 +357,13 @@ def traits(
     )
 
 
-def _bound_map(
-    evidence: Evidence, near: ndarray, held: Calibration, level: float, kind: str
-) -> Float[Tensor, "*space"]:
-    names = held.scale.names
-    columns = np.stack([evidence.maps[name].cpu().numpy().reshape(-1) for name in names], axis=1)
-    bound = held.bound(columns, near.reshape(-1), level, kind)
-    return torch.from_numpy(bound.astype(np.float32).reshape(evidence.grid.shape))
+def _bound_maps(
+    evidence: Evidence, near: ndarray, held: Calibration, levels: Collection[float], kind: str
+) -> dict[float, Float[Tensor, "*space"]]:
+    columns = np.stack([evidence.maps[name].cpu().numpy().reshape(-1) for name in held.scale.names], axis=1)
+    bounds = held.bounds(columns, near.reshape(-1), list(levels), kind)
+    shape = evidence.grid.shape
+    return {q: torch.from_numpy(b.astype(np.float32).reshape(shape)) for q, b in zip(levels, bounds, strict=True)}
 
 
 def _upsampled(values: Tensor, grid: Grid) -> Float[ndarray, "*space"]:
@@ -368,17 +373,26 @@ def _upsampled(values: Tensor, grid: Grid) -> Float[ndarray, "*space"]:
 class CalibratedSampler:
     """Draws of what the transform may be: the result, after smooth random errors of the calibrated size.
 
-    ``t(x + e(x))`` with ``e = sigma(x) g(x)``; g is white noise smoothed by a Gaussian of ``COHERENCE`` voxels and
-    brought to unit variance in every component, sigma such that ``|e|`` keeps within the bound with probability
-    ``level`` (the length of a normal vector in d dimensions follows a chi distribution).
+    ``t(x + e(x))`` with ``e(x) = B(x, F(|g(x)|)) g(x) / |g(x)|``; g is white noise smoothed by a Gaussian of
+    ``COHERENCE`` voxels and brought to unit variance in every component, F the distribution of its length (chi, d
+    degrees of freedom) and B the bound by its level: |e| keeps within each of the bounds with the probability that it
+    promises. Between them, and from 0 to the lowest, B is linear in the length of g; above the highest it is in
+    proportion to it.
+
+    Parameters
+    ----------
+    bounds
+        By level, units of the evidence.
     """
 
-    def __init__(self, transform: Transform, evidence: Evidence, bound: Float[Tensor, "*space"], level: float) -> None:
+    def __init__(
+        self, transform: Transform, evidence: Evidence, bounds: Mapping[float, Float[Tensor, "*space"]]
+    ) -> None:
         self.transform, self.grid = transform, evidence.grid
-        d = self.grid.ndim
-        sigma_mm = bound * evidence.unit_mm / math.sqrt(float(stats.chi2.ppf(level, d)))
-        spacing = torch.tensor(self.grid.spacing, dtype=torch.float32)
-        self.sigma = sigma_mm[None] / spacing.view(d, *[1] * d)
+        levels = sorted(bounds)
+        self.lengths = [0.0, *(math.sqrt(float(stats.chi2.ppf(level, self.grid.ndim))) for level in levels)]
+        held = [bounds[level] * evidence.unit_mm for level in levels]
+        self.bounds_mm = [torch.zeros_like(held[0]), *held]
 
     def draw(self, generator: torch.Generator) -> Float[Tensor, "1 d *space"]:
         """One error, voxels of the evidence grid."""
@@ -387,7 +401,17 @@ class CalibratedSampler:
         finest = float(self.grid.spacing.min())
         smooth = fields.gaussian_smooth(noise, [COHERENCE * finest / float(s) for s in self.grid.spacing])
         smooth /= smooth.std().clamp_min(1e-12)
-        return smooth * self.sigma[None]
+        spacing = torch.tensor(self.grid.spacing, dtype=torch.float32)
+        return smooth * self._growth(smooth.norm(dim=1, keepdim=True)) / spacing.view(1, d, *[1] * d)
+
+    def _growth(self, length: Float[Tensor, "1 1 *space"]) -> Float[Tensor, "1 1 *space"]:
+        """How long the error is over how long the normal vector is, mm."""
+        whole = self.bounds_mm[-1] / self.lengths[-1] * length
+        pieces = zip(pairwise(self.lengths), pairwise(self.bounds_mm), strict=True)
+        for (low, high), (below, above) in reversed(list(pieces)):
+            inside = below + (above - below) * ((length - low) / (high - low))
+            whole = torch.where(length < high, inside, whole)
+        return whole / length.clamp_min(1e-6)
 
     def draws(self, n: int, generator: torch.Generator | None = None) -> Iterator[Draw]:
         """The same as transforms, one at a time."""

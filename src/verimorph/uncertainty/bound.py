@@ -6,10 +6,9 @@ resemble a kind of the calibration set, that kind's; of others, those of all kin
 
     exp(m + s Q) - e0
 
-What two real scans differ by has nothing to do with s: their scores are ``log(e + e0) - m``, and their bound is the
-larger of that of known deformations and
+Two real scans have a size g of their own, scores ``log(e + e0) - g``, and the bound
 
-    exp(m + Q) - e0
+    exp(g + Q) - e0
 
 Lei et al., Distribution-free predictive inference for regression, JASA 2018 (locally weighted conformal scores).
 """
@@ -31,18 +30,30 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from verimorph.errors import InputError, OptionError, nearest
-from verimorph.uncertainty.cases import FOLDS, PAIRS, Points, apart, case_weights, deal, is_pairs, parted
+from verimorph.uncertainty.cases import (
+    FOLDS,
+    PAIR_FOLDS,
+    PAIRS,
+    Points,
+    apart,
+    case_weights,
+    deal,
+    is_pairs,
+    parted,
+    settled,
+)
 from verimorph.uncertainty.conformal import mondrian_quantiles
-from verimorph.uncertainty.scale import FLOOR, Fits, Scale, steps_for
+from verimorph.uncertainty.scale import FLOOR, Fits, Scale, steps_for, with_pairs
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Levels that a calibration holds quantiles for; between them the logarithm of the quantile is interpolated."""
 FOREGROUND, BACKGROUND = 1, 0
 LEAST = 1e-3
 """No bound is smaller, voxels."""
-FORMAT = 4
+FORMAT = 5
 """Of calibrations. Before 2 the traits of a pair had its mismatch where the way back is now; before 3
-nothing said whether images were 2-D or 3-D; before 4 the units were hyperbolic tangents."""
+nothing said whether images were 2-D or 3-D; before 4 the units were hyperbolic tangents; before 5 two
+real scans had no size of error of their own."""
 ANY = "any"
 """Stands for images that resemble none of the kinds of a calibration."""
 CALIBRATIONS = Path(__file__).with_name("calibrations")
@@ -63,7 +74,7 @@ FARTHER = 0.6
 
 Of the packaged calibration no known deformation exceeds the others, its image held out, by more than 0.36 (but for
 single ones of kinds with few images: a head by 0.58, a template by 0.65, lung CT by 0.73, three of a spine by 0.98 to
-1.8), and no brain or abdomen of two people by less than 0.76; hippocampi of two people exceed them by 0.1 to 0.5 and
+1.8), and no brain or abdomen of two people by less than 0.76; hippocampi of two people exceed them by 0.1 to 0.8 and
 hearts at two phases not at all, so these are told by their grids only. What still differs after alignment tells less.
 """
 
@@ -117,6 +128,8 @@ class Calibration:
         Of its images, 2 or 3: errors in a plane say nothing of those in space.
     format
         What its parts mean: ``FORMAT``.
+    kind
+        Of images that every pair is taken for; None: told from the pair itself.
     """
 
     name: str
@@ -128,6 +141,7 @@ class Calibration:
     verdict: Mapping[str, Any] | None = None
     ndim: int = 3
     format: int = FORMAT
+    kind: str | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -141,6 +155,8 @@ class Calibration:
         kinds, if none is near), are two real scans: they have the quantiles of such pairs of the kind, or of all such
         pairs.
         """
+        if self.kind is not None:
+            return self.kind
         tolerance = np.array(list(TRAITS.values()))
         count = len(tolerance)
         known = {kind: rows for kind, rows in self.traits.items() if len(rows) and not is_pairs(kind)}
@@ -162,25 +178,21 @@ class Calibration:
 
     def reach(self, kind: str = ANY) -> float:
         """Highest level that a bound can be given for, in both regions."""
-        return min(max(float(q) for q in self._table(k, region)) for k in self._parts(kind) for region in (True, False))
+        return min(max(float(q) for q in self._table(kind, region)) for region in (True, False))
 
     def check(self, level: float, kind: str = ANY) -> None:
         """Refuse a level that a bound cannot be given for."""
-        for part in self._parts(kind):
-            for region in (True, False):
-                self.quantile(level, region, part)
-
-    def _parts(self, kind: str) -> tuple[str, ...]:
-        """Kinds whose quantiles make the bound: of pairs of real scans, known deformations of that kind first."""
-        base = ANY if kind == PAIRS else kind.removesuffix(f"-{PAIRS}")
-        return (base, kind) if is_pairs(kind) and kind in self.quantiles else (base,)
+        for region in (True, False):
+            self.quantile(level, region, kind)
 
     def quantile(self, level: float, foreground: bool, kind: str = ANY) -> float:
         """Quantile of the scores at a level; between the levels held, linear in ``-log(1 - level)``."""
         table = self._table(kind, foreground)
         known = np.array(sorted(float(q) for q in table))
         if not known[0] <= level <= known[-1]:
-            raise OptionError(f"level is {level:g}; this calibration reaches from {known[0]:g} to {known[-1]:g}")
+            raise OptionError(
+                f"level is {level:g}; give one that this calibration reaches, from {known[0]:g} to {known[-1]:g}"
+            )
         values = np.array([table[f"{q:g}"] for q in known])
         return float(np.interp(-math.log1p(-level), -np.log1p(-known), values))
 
@@ -191,19 +203,17 @@ class Calibration:
         self, evidence: Float[ndarray, "n k"], foreground: Bool[ndarray, " n"], level: float, kind: str = ANY
     ) -> Float[ndarray, " n"]:
         """Bound of the error at a level, units; ``evidence`` in the order of ``scale.names``."""
-        m, s = self.scale(evidence, foreground)
+        return self.bounds(evidence, foreground, [level], kind)[0]
 
-        def of(kind: str, spread: Float[ndarray, " n"] | float) -> Float[ndarray, " n"]:
-            at = np.where(foreground, self.quantile(level, True, kind), self.quantile(level, False, kind))
-            return np.exp(m + spread * at)
-
-        base, *pairs = self._parts(kind)
-        bound = of(base, s)
-        for own in pairs:
-            # Drawn surfaces are known to half a voxel, which says little about small errors; two scans are at least as
-            # hard to align as one and its deformed copy.
-            bound = np.maximum(bound, of(own, 1.0))
-        return np.maximum(bound - FLOOR, LEAST)
+    def bounds(
+        self, evidence: Float[ndarray, "n k"], foreground: Bool[ndarray, " n"], levels: Sequence[float], kind: str = ANY
+    ) -> list[Float[ndarray, " n"]]:
+        """Those at several levels, for little more than the one at one."""
+        real = is_pairs(kind) and kind in self.quantiles
+        m, s = (self.scale.of_pairs(evidence, foreground), 1.0) if real else self.scale(evidence, foreground)
+        quantiles = [[self.quantile(level, inside, kind) for inside in (False, True)] for level in levels]
+        at = foreground.astype(int)
+        return [np.maximum(np.exp(m + s * np.array(q)[at]) - FLOOR, LEAST) for q in quantiles]
 
 
 def calibrate(
@@ -219,12 +229,13 @@ def calibrate(
     """Learn the scale and its quantiles from cases with known error.
 
     The scores whose quantiles are taken come from scales that did not see the images of the case (cross-fitting over
-    ``FOLDS`` sets of images, or over the folds in ``dealt``); a ``scale`` that is given was learned elsewhere and is
-    used as it is. Where cases share their images (all of one; pairs with one atlas), so that a fold leaves too few to
-    learn from, they are held out one by one, and what is learned is about these images. With few folds those scales
-    have seen much less than the one that is used, and bounds are wider than they need be. All have the same number of
-    ``steps``, default what suits all the cases: what is learned without a fold is learned as the whole is. ``fits``
-    holds those that others ask for, too.
+    ``FOLDS`` sets of images, and of pairs over ``PAIR_FOLDS``, or over the folds in ``dealt``); a ``scale`` that is
+    given was learned elsewhere and is used as it is. Of pairs it is their own size that did not see their images; m and
+    s may have seen known deformations of them. Where cases share their images (all of one; pairs with one atlas), so
+    that a fold leaves too few to learn from, they are held out one by one, and what is learned is about these images.
+    With few folds those scales have seen much less than the one that is used, and bounds are wider than they need be.
+    All have the same number of ``steps``, default what suits all the cases: what is learned without a fold is learned
+    as the whole is. ``fits`` holds those that others ask for, too.
 
     Quantiles over all kinds, and those over all pairs of real scans where there are ``CORRECTED_PAIRS``, carry the
     correction for the number of cases, which guarantees coverage for exchangeable ones (of few pairs the largest scores
@@ -236,20 +247,23 @@ def calibrate(
     """
     if len({p.ndim for p in points}) > 1:
         raise OptionError("there are 2-D and 3-D images; each need a calibration of their own")
-    if all(is_pairs(p.kind) for p in points):
-        # With nothing else to learn from, they are what every image is judged by.
-        points = [replace(p, kind=p.kind.removesuffix(f"-{PAIRS}").replace(PAIRS, "images")) for p in points]
+    points = settled(points)
     held = [scale] * len(points)
     if scale is None:
         if len(points) < 2:
             raise OptionError(f"{len(points)} case is too few to calibrate on; give at least 2, better 20")
         dealt = deal(points, FOLDS) if dealt is None else dealt
-        if not parted(points, dealt):
-            points = [replace(p, images=()) for p in points]
-            dealt = [number % FOLDS for number in range(len(points))]
+        points, dealt = _parted(points, dealt)
         folds = sorted(set(dealt))
         sets = [*(apart(points, [own == fold for own in dealt]) for fold in folds), points]
         *fitted, scale = (fits or Fits())(sets, steps=steps or steps_for(points))
+        if sum(is_pairs(p.kind) for p in points) >= FEWEST:
+            scale = with_pairs(scale, points)
+            with_them = {own for own, p in zip(dealt, points, strict=True) if is_pairs(p.kind)}
+            fitted = [
+                with_pairs(one, own) if fold in with_them else one
+                for fold, one, own in zip(folds, fitted, sets[:-1], strict=True)
+            ]
         held = [fitted[folds.index(own)] for own in dealt]
     scores = []
     for p, s in zip(points, held, strict=True):
@@ -279,6 +293,20 @@ CORRECTED_PAIRS = 19
 """Pairs of real scans for the quantiles of all of them to carry it: of fewer, the highest level would have none."""
 
 
+def _parted(points: Sequence[Points], dealt: Sequence[int]) -> tuple[list[Points], list[int]]:
+    """Known deformations, and pairs, in folds that leave enough to learn from: by images, else one by one."""
+    points, dealt = list(points), list(dealt)
+    for of_pairs, fewest in ((False, 2), (True, FEWEST - 1)):
+        places = [i for i, p in enumerate(points) if is_pairs(p.kind) == of_pairs]
+        if parted([points[i] for i in places], [dealt[i] for i in places], min(fewest, len(places) - 1)):
+            continue
+        further = 1 + max(dealt)
+        for number, i in enumerate(places):
+            points[i] = replace(points[i], images=())
+            dealt[i] = further + number % (PAIR_FOLDS if of_pairs else FOLDS)
+    return points, dealt
+
+
 def _regions(points: Sequence[Points], scores: Sequence[ndarray], *, corrected: bool) -> dict[str, dict[str, float]]:
     groups = [p.foreground.astype(int) for p in points]
     found = mondrian_quantiles(scores, groups, LEVELS, weights=case_weights(points), corrected=corrected)
@@ -304,23 +332,43 @@ def read_calibration(name: str | os.PathLike | Calibration = "general", *, ndim:
 
     Parameters
     ----------
+    name
+        ``NAME:KIND`` or ``FILE:KIND`` takes all images for those of a kind, such as ``general:cardiac-pairs``, instead
+        of telling it from them.
     ndim
         Of the images it is wanted for: of packaged ones, that of this name for these is taken.
 
     Raises
     ------
     InputError
-        If there is none of that name, or the file is no calibration.
+        If there is none of that name, or the file is no calibration, or it knows no such kind.
     OptionError
         If it is one of images of other dimension.
     """
-    found = name if isinstance(name, Calibration) else _read(name, ndim or 3)
+    if isinstance(name, Calibration):
+        found = name
+    else:
+        name, kind = _parsed(name)
+        found = replace(_read(name, ndim or 3), kind=kind)
     if ndim is not None and found.ndim != ndim:
         raise OptionError(
             f"calibration '{found.name}' was learned on {found.ndim}-D images, these are {ndim}-D; "
             "'verimorph calibrate' learns one for them"
         )
+    # Of a packaged one it takes the dimension to know which is meant.
+    if ndim is not None and found.kind is not None and found.kind not in found.quantiles:
+        raise InputError(
+            f"calibration '{found.name}' has no bound of '{found.kind}'{nearest(found.kind, found.quantiles)}"
+        )
     return found
+
+
+def _parsed(name: str | os.PathLike) -> tuple[str | os.PathLike, str | None]:
+    """Name or file, and kind; a file may have a colon in its name."""
+    if isinstance(name, str) and ":" in name and not Path(name).exists():
+        name, _, kind = name.rpartition(":")
+        return name, kind.strip()
+    return name, None
 
 
 def _read(name: str | os.PathLike, ndim: int) -> Calibration:
@@ -330,18 +378,18 @@ def _read(name: str | os.PathLike, ndim: int) -> Calibration:
     path = CALIBRATIONS / f"{name}{ending}.json"
     if not path.is_file():
         path = Path(name)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the calibration, a file of 'verimorph calibrate'")
     if not path.is_file():
         known = sorted(p.stem for p in CALIBRATIONS.glob("*.json") if not p.stem.endswith("-2d"))
         raise InputError(f"no calibration '{name}'{nearest(str(name), known)} (or give a file)")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("format") != FORMAT:
+            raise ValueError("of another version, or something else")
         held = {key: tuple(value) for key, value in content.pop("scale").items()}
         held["networks"] = tuple(tuple((w, b) for w, b in net) for net in held["networks"])
         scale = Scale(**held)
-        if any(len(net[-1][1]) != 2 for net in scale.networks):
-            raise ValueError("of an earlier version, without a spread")
-        if content.get("format") != FORMAT:
-            raise ValueError("of another version")
         if unknown := [own for own in scale.names if own not in MAPS]:
             raise ValueError(f"it asks for evidence that is not gathered: {', '.join(unknown)}")
         _check_numbers(scale)
@@ -349,7 +397,9 @@ def _read(name: str | os.PathLike, ndim: int) -> Calibration:
         found.reach()
         return found
     except (TypeError, LookupError, AttributeError, ValueError) as error:
-        raise InputError(f"{path}: is no calibration ({error}); 'verimorph calibrate' writes one") from None
+        # Of the wrong things in it only ours, and those of JSON, are told in words for people.
+        why = str(error) if isinstance(error, ValueError) else "it lacks what one holds"
+        raise InputError(f"{path}: is no calibration ({why}); 'verimorph calibrate' writes one") from None
 
 
 def _check_numbers(scale: Scale) -> None:
@@ -357,7 +407,9 @@ def _check_numbers(scale: Scale) -> None:
     sizes = len(scale.names)
     if not scale.networks or not len(scale.mean) == len(scale.deviation) == sizes:
         raise ValueError("its parts do not fit together")
-    if not np.isfinite(scale.mean).all() or not (np.array(scale.deviation) > 0).all():
+    if len(scale.pairs) not in (0, sizes + 1):
+        raise ValueError("its parts do not fit together")
+    if not np.isfinite((*scale.mean, *scale.pairs)).all() or not (np.array(scale.deviation) > 0).all():
         raise ValueError("it holds what is no number, or a deviation that is not above 0")
     for net in scale.networks:
         inputs = sizes + 1
@@ -367,3 +419,5 @@ def _check_numbers(scale: Scale) -> None:
             if not np.isfinite(weight).all() or not np.isfinite(offset).all():
                 raise ValueError("it holds what is no number")
             inputs = len(offset)
+        if inputs != 2:
+            raise ValueError("its parts do not fit together")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Float
 from numpy import ndarray
@@ -53,34 +53,51 @@ class Points:
     ndim: int = 3
 
 
-FOLDS = 10
-"""Sets of images for cross-fitting and cross-validation."""
+FOLDS, PAIR_FOLDS = 10, 15
+"""Sets of images for cross-fitting and cross-validation; and of pairs of real scans, which share their images with more
+of each other."""
+
+
+def settled(points: Sequence[Points]) -> list[Points]:
+    """Pairs of real scans with nothing beside them are what every image is judged by: cases like any others."""
+    if not all(is_pairs(p.kind) for p in points):
+        return list(points)
+    return [replace(p, kind=p.kind.removesuffix(f"-{PAIRS}").replace(PAIRS, "images")) for p in points]
 
 
 def deal(points: Sequence[Points], folds: int) -> list[int]:
-    """Fold of every case: images are dealt in turn, kind by kind; a case goes with the first of its images.
+    """Fold of every case: images are dealt in turn, kind by kind; pairs of real scans by themselves, to further folds.
 
-    What is held out together is less than what :func:`apart` leaves out: a pair of images of two folds teaches neither.
+    What is held out together is less than what :func:`apart` leaves out: of two pairs that share an image, in two
+    folds, neither teaches what judges the other.
     """
     order: dict[str, dict[str, int]] = {}
     out = []
     for number, p in enumerate(points):
-        dealt = order.setdefault(p.kind.removesuffix(f"-{PAIRS}"), {})
-        image = p.images[0] if p.images else f"case {number}"
-        out.append(dealt.setdefault(image, len(dealt)) % folds)
+        dealt = order.setdefault(p.kind, {})
+        alone = is_pairs(p.kind) or not p.images
+        place = dealt.setdefault(f"case {number}" if alone else p.images[0], len(dealt))
+        out.append(folds + place % PAIR_FOLDS if is_pairs(p.kind) else place % folds)
     return out
 
 
 def apart(points: Sequence[Points], held: Sequence[bool]) -> list[Points]:
-    """The cases that are not held out and share no image with any that is."""
-    taken = {image for p, out in zip(points, held, strict=True) if out for image in p.images}
-    return [p for p, out in zip(points, held, strict=True) if not out and taken.isdisjoint(p.images)]
+    """The cases that are not held out and share no image with any that is.
+
+    Known deformations and pairs of real scans teach different things, so that each leaves out its own only.
+    """
+    taken = {(is_pairs(p.kind), image) for p, out in zip(points, held, strict=True) if out for image in p.images}
+    return [
+        p
+        for p, out in zip(points, held, strict=True)
+        if not out and taken.isdisjoint((is_pairs(p.kind), image) for image in p.images)
+    ]
 
 
-def parted(points: Sequence[Points], dealt: Sequence[int]) -> bool:
-    """Whether every fold leaves enough cases apart from it to learn from, two; of two cases, one."""
+def parted(points: Sequence[Points], dealt: Sequence[int], fewest: int) -> bool:
+    """Whether every fold leaves so many cases apart from it."""
     left = [len(apart(points, [own == fold for own in dealt])) for fold in set(dealt)]
-    return min(left, default=0) >= min(2, len(points) - 1)
+    return min(left, default=fewest) >= fewest
 
 
 def case_weights(points: Sequence[Points]) -> list[float]:

@@ -38,9 +38,9 @@ from verimorph.uncertainty.metrics import (
 )
 from verimorph.uncertainty.scale import FLOOR, Fits, Scale, steps_for
 
-KEPT = 5
-"""Format of kept cases. Before 4 all pairs had noise and were read linearly, and two maps were not measured; before 5
-nor were shifts and their errors."""
+KEPT, KEPT_PAIRS = 5, 6
+"""Format of kept cases, and of pairs of real scans. Before 4 all had noise and were read linearly, and two maps were
+not measured; before 5 nor were shifts and their errors; before 6 only the largest labels of pairs were used."""
 INSIDE, OUTSIDE = 8000, 3000
 """Voxels kept of a case, in the anatomy and around it."""
 
@@ -84,7 +84,10 @@ def measure_known(pair: KnownPair, *, kind: str, name: str, seed: int, images: t
     return Case(name, held, spread, evidence.unit_mm)
 
 
-LARGEST_LABELS = 12
+UNLIKE = 3.0
+"""Times as much of a label in one image of a pair as in the other, from which on its surfaces say nothing of where its
+points went: a slice cuts a structure that another hardly meets, a field of view ends in a kidney. A heart that ejects
+six tenths of its blood is within."""
 
 
 def measure_pair(
@@ -103,28 +106,34 @@ def measure_pair(
     At a voxel on the surface of a label the distance d to the moved label's surface is the part of the error across
     it, one of D components; ``sqrt(D) d`` stands for its length. Distances between voxels come in steps, and a surface
     lies anywhere within its voxel: up to half a voxel is added at random, either way. What two readers would draw
-    differently is in it, so it errs on the long side. The largest labels are used, up to ``LARGEST_LABELS``.
+    differently is in it, so it errs on the long side; labels of which one image has ``UNLIKE`` times as much as the
+    other are left out.
     """
     from verimorph.registration import register
 
+    alike = _alike(fixed_labels, moving_labels)
+    if not alike:
+        raise InputError(
+            f"{name}: there is no label of which {fixed_labels.name} and {moving_labels.name} have about as much; give "
+            "labels of the same structures"
+        )
     found = register(fixed=fixed, moving=moving, fixed_labels=fixed_labels, moving_labels=moving_labels)
     evidence = gather(fixed=fixed, moving=moving, transform=found.transform)
     assert found.moved_labels is not None
     own, moved = fixed_labels.array, found.moved_labels.array
-    values, counts = np.unique(own[own > 0], return_counts=True)
     places, distances = [], []
-    for value in values[np.argsort(-counts)][:LARGEST_LABELS]:
-        here, there = _surface(own == value), _surface(moved == value)
+    for value in alike:
+        both = np.argwhere((own == value) | (moved == value))
+        box = tuple(slice(max(a - 1, 0), b + 2) for a, b in zip(both.min(0), both.max(0), strict=True))
+        here, there = _surface(own[box] == value), _surface(moved[box] == value)
         if not here.any() or not there.any():
             continue
-        both = np.argwhere(here | there)
-        box = tuple(slice(max(a - 1, 0), b + 2) for a, b in zip(both.min(0), both.max(0), strict=True))
-        away = ndimage.distance_transform_edt(~there[box], sampling=fixed.grid.spacing)
-        at = np.argwhere(here[box])
+        away = ndimage.distance_transform_edt(~there, sampling=fixed.grid.spacing)
+        at = np.argwhere(here)
         places.append(at + [s.start for s in box])
         distances.append(away[tuple(at.T)])
     if not places:
-        raise InputError(f"{name}: fixed and moved labels have no value in common")
+        raise InputError(f"{name}: no label is left in view once the moving image is registered; leave the pair out")
     points = fixed.grid.index_to_world(np.concatenate(places))
     random = np.random.default_rng(seed)
     away_units = np.concatenate(distances) / evidence.unit_mm
@@ -145,6 +154,16 @@ def measure_pair(
         fixed.grid.ndim,
     )
     return Case(name, held, evidence.spread.cpu().numpy()[index], evidence.unit_mm)
+
+
+def _alike(fixed: Image, moving: Image) -> list[int]:
+    """Labels of which neither image has ``UNLIKE`` times as much as the other, by volume (area in 2-D)."""
+    amounts = []
+    for labels in (fixed, moving):
+        values, counts = np.unique(labels.array[labels.array > 0], return_counts=True)
+        amounts.append(dict(zip(values.tolist(), (counts * labels.grid.voxel_volume).tolist(), strict=True)))
+    here, there = amounts
+    return [value for value, amount in here.items() if 1 / UNLIKE < there.get(value, 0.0) / amount < UNLIKE]
 
 
 def _surface(inside: Bool[ndarray, "*space"]) -> Bool[ndarray, "*space"]:
@@ -169,13 +188,14 @@ def collect_pairs(
 
     folder = Path(folder)
     require_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     rows = read_table(table)[0]
     if not rows:
         raise InputError(f"{table}: lists no pair; give one a row, below the names of the columns")
     root = Path(os.environ.get("VERIMORPH_DATA", str(table.parent)))
     # All of the list before the first pair is measured, which takes its time.
     files_of = [_files_of(row, root, f"{table}, row {number}") for number, row in enumerate(rows, start=1)]
+    _check_dimensions([file for files in files_of for file in files.values()])
+    folder.mkdir(parents=True, exist_ok=True)
     out = []
     for number, (row, files) in enumerate(zip(rows, files_of, strict=True)):
         stems = [files[key].name.split(".")[0] for key in ("fixed", "moving")]
@@ -200,6 +220,16 @@ def _files_of(row: Mapping[str, str], root: Path, place: str) -> dict[str, Path]
     if absent := [str(file) for file in files.values() if not file.exists()]:
         raise InputError(f"{place}: {', '.join(absent)} not found")
     return files
+
+
+def _check_dimensions(files: Sequence[Path]) -> None:
+    """Refuse a mixture of 2-D and 3-D images; only headers are read."""
+    from verimorph.io import read_image
+
+    by_number = {read_image(file).grid.ndim: file for file in dict.fromkeys(files)}
+    if len(by_number) > 1:
+        flat, deep = by_number[2], by_number[3]
+        raise OptionError(f"{flat.name} is 2-D and {deep.name} 3-D; each need a calibration of their own")
 
 
 def images_of(patterns: Sequence[str]) -> list[tuple[str, Path]]:
@@ -247,11 +277,12 @@ def collect(
 
     folder = Path(folder)
     require_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     jobs = []
     for kind in dict.fromkeys(kind for kind, _ in images):
         files = [file for own, file in images if own == kind]
         jobs += [(kind, files[k % len(files)], seed + k) for k in range(cases)]
+    _check_dimensions([file for _, file, _ in jobs])
+    folder.mkdir(parents=True, exist_ok=True)
     out = []
     for number, (kind, file, own_seed) in enumerate(jobs):
         own = digest(file)
@@ -272,6 +303,10 @@ def collect(
     return out
 
 
+def _kept(kind: str) -> int:
+    return KEPT_PAIRS if is_pairs(kind) else KEPT
+
+
 def write_case(case: Case, path: Path) -> None:
     """Keep a case, whole or not at all."""
     from verimorph.io.safe import replacing
@@ -290,7 +325,7 @@ def write_case(case: Case, path: Path) -> None:
             ndim=np.array(p.ndim),
             spread=case.spread.astype(np.float32),
             unit_mm=np.array(case.unit_mm),
-            format=np.array(KEPT),
+            format=np.array(_kept(p.kind)),
         )
 
 
@@ -298,7 +333,7 @@ def read_case(path: Path) -> Case:
     """Read what :func:`write_case` kept."""
     try:
         with np.load(path, allow_pickle=False) as held:
-            if "format" not in held or int(held["format"]) != KEPT:
+            if "format" not in held or int(held["format"]) != _kept(str(held["kind"])):
                 raise ValueError("of an earlier version")
             points = Points(
                 tuple(str(name) for name in held["names"]),
@@ -334,7 +369,7 @@ class Check:
         Median bound at 0.9 over median error, foreground: mean of the ratios of the cases; of the voxels of all cases
         together; and the first with a bound of the same shape that covers just 0.9 of each case, as if it were known
         how well the size of its errors was guessed: what is left is chance, and what the evidence does not tell. Not a
-        number for pairs of real scans, whose bound is the larger of two.
+        number for pairs of real scans, of whose errors one component is seen.
     ece
         Mean over the levels of how far the coverage is off, 0 to 1.
     uce, ence
@@ -375,12 +410,14 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
         kind = held.kind_of(p.traits)
         # A calibration of few cases does not reach every level: there is no such bound, and nothing to say of it.
         none = np.full(len(error), np.nan)
-        bounds = {q: held.bound(evidence, inside, q, kind) if q <= held.reach(kind) else none for q in LEVELS}
-        within = [math.nan if q > held.reach(kind) else float((error <= bounds[q])[inside].mean()) for q in LEVELS]
-        bound = bounds[0.9]
-        reached = 0.9 <= held.reach(kind)
-        outside = float((error <= bound)[~inside].mean()) if reached and (~inside).any() else np.nan
-        size = held.scale.root_mean_square(evidence, inside)
+        reached = [q for q in LEVELS if q <= held.reach(kind)]
+        bounds = dict.fromkeys(LEVELS, none)
+        bounds |= dict(zip(reached, held.bounds(evidence, inside, reached, kind), strict=True))
+        within = [float((error <= bounds[q])[inside].mean()) if q in reached else math.nan for q in LEVELS]
+        bound, known = bounds[0.9], 0.9 in reached
+        outside = float((error <= bound)[~inside].mean()) if known and (~inside).any() else np.nan
+        real = is_pairs(kind)
+        size = np.exp(held.scale.of_pairs(evidence, inside)) if real else held.scale.root_mean_square(evidence, inside)
         voxels.setdefault(p.kind, []).append(np.stack([error, bound, size])[:, inside])
         rows.setdefault(p.kind, []).append(
             (
@@ -388,8 +425,8 @@ def check(cases: Sequence[Case], calibration: Calibration | Callable[[Case], Cal
                 outside,
                 sharpness(error[inside], bound[inside]),
                 _own_ratio(held.scale, p, evidence),
-                spearman(error[inside], (bound if reached else size)[inside]),
-                ause(error[inside], (bound if reached else size)[inside]),
+                spearman(error[inside], (bound if known else size)[inside]),
+                ause(error[inside], (bound if known else size)[inside]),
                 ause(error[inside], case.spread[inside]),
             )
         )
@@ -446,6 +483,8 @@ def cross_validated(
     cases: Sequence[Case], *, by: str = "image", scale: Scale | None = None, fits: Fits | None = None
 ) -> list[Check]:
     """Every case judged by a calibration that saw none of its images (``by="image"``) or, with ``"kind"``, its kind.
+
+    Of a pair of real scans known deformations of its images may have been seen.
 
     ``fits`` learns the scales; one that has been used for the calibration of the same cases saves a part of the work.
     """
