@@ -415,6 +415,10 @@ def test_the_size_of_pairs_is_that_of_a_t_distribution(monkeypatch) -> None:
             value, gradient = loss(at)
             away = check_grad(lambda w: loss(w)[0], lambda w: loss(w)[1], at, epsilon=1e-6)
             seen.append((at, value, away / np.linalg.norm(gradient)))
+        for far in (-500.0, 500.0):  # as a line search may try
+            value, gradient = loss(np.full(len(start), far))
+            assert np.isfinite(value)
+            assert np.isfinite(gradient).all()
         return minimize(loss, start, **options)
 
     monkeypatch.setattr("verimorph.uncertainty.scale.minimize", watched)

@@ -34,6 +34,7 @@ import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
 from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
@@ -239,7 +240,7 @@ def with_pairs(scale: Scale, points: Sequence[Points]) -> Scale:
         return replace(scale, pairs=())
     evidence = np.concatenate([columns(p, scale.names) for p in pairs])
     inside = np.concatenate([p.foreground for p in pairs])
-    error = np.concatenate([p.error for p in pairs]) + FLOOR
+    error = np.log(np.concatenate([p.error for p in pairs]) + FLOOR)
     weights_of = zip(pairs, case_weights(pairs), strict=True)
     share = np.concatenate([np.full(len(p.error), w / len(p.error)) for p, w in weights_of])
     share /= share.sum()
@@ -250,10 +251,11 @@ def with_pairs(scale: Scale, points: Sequence[Points]) -> Scale:
     def loss(weights: ndarray) -> tuple[float, ndarray]:
         h = z @ weights
         g = _smaller(m + s, h)
-        square = (error / np.exp(g)) ** 2 / FREEDOM
-        value = share @ (g + (FREEDOM + 1) / 2 * np.log1p(square)) + RIDGE * np.sum(weights[:-1] ** 2)
-        of_g = share * (1 - (FREEDOM + 1) * square / (1 + square))
-        slope = z.T @ (of_g * np.exp(SHARPNESS * (g - h)))
+        # Of the logarithm of the squared ratio: a line search may try sizes of nothing.
+        ratio = 2 * (error - g) - math.log(FREEDOM)
+        value = share @ (g + (FREEDOM + 1) / 2 * np.logaddexp(0, ratio)) + RIDGE * np.sum(weights[:-1] ** 2)
+        of_g = share * (1 - (FREEDOM + 1) * expit(ratio))
+        slope = z.T @ (of_g * expit(SHARPNESS * (m + s - h)))
         slope[:-1] += 2 * RIDGE * weights[:-1]
         return float(value), slope
 
