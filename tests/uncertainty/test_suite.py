@@ -191,8 +191,8 @@ def kept(folder: Path, kind: str, *images: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "pairs",
-    [[(f"image {k}", "atlas") for k in range(6)], [("a", "b"), ("b", "c"), ("c", "a")], [("a", "b"), ("a", "c")]],
-    ids=["one atlas", "all pairs of three", "two of three"],
+    [[(f"image {k}", "atlas") for k in range(6)], [("a", "b"), ("b", "c"), ("c", "d"), ("d", "a")]],
+    ids=["one atlas", "a ring of four"],
 )
 def test_pairs_that_share_their_images_are_learned_from(tmp_path: Path, capsys, quick_fit, pairs) -> None:
     kept(tmp_path / "cases", "toy-pairs", *pairs)
@@ -200,7 +200,28 @@ def test_pairs_that_share_their_images_are_learned_from(tmp_path: Path, capsys, 
     told = capsys.readouterr()
     assert "how the bound does on other images is not known" in " ".join(told.err.split())
     assert "judged without itself" not in told.out  # nothing was apart from what it would be judged by
-    assert read_calibration(tmp_path / "mine.json").cases == {"toy": len(pairs)}
+    held = read_calibration(tmp_path / "mine.json")
+    assert held.cases == {"toy-pairs": len(pairs)}
+    assert held.kind == "pairs"
+    assert held.scale.pairs
+
+
+def test_pairs_alone_bound_pairs(tmp_path: Path) -> None:
+    """Without known deformations every pair has the bound of pairs, and it is no absurd one however few they are."""
+    new = [pair(k) for k in range(60, 72)]
+    for count, level in ((4, 0.8), (12, 0.9)):
+        points = [pair(k) for k in range(count)]
+        held = calibrate(points, name="pairs", calibrated_for="", steps=200)
+        held = read_calibration(write_calibration(held, tmp_path / "pairs.json"))
+        assert held.reach() >= level
+        assert held.kind_of(new[0].traits) == "pairs"
+        bounds = [held.bound(p.evidence, p.foreground, level, "pairs") for p in new]
+        within = [np.mean(p.error <= bound) for p, bound in zip(new, bounds, strict=True)]
+        assert np.mean(within) > level - 0.05
+        ratio = np.median(np.concatenate(bounds)) / np.median(np.concatenate([p.error for p in new]))
+        assert ratio < 8
+    with pytest.raises(OptionError, match="there are 3 pairs of real scans and nothing else; 4 are the fewest"):
+        calibrate(points[:3], name="pairs", calibrated_for="", steps=20)
 
 
 def test_a_fold_must_leave_two_cases() -> None:
@@ -254,17 +275,48 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
     assert "Traceback" not in told
 
 
-def test_a_list_is_read_to_its_end_before_work_begins(tmp_path: Path, capsys, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (["toy,a,b,a,b", "toy,a,b,a,d"], "pairs.csv, row 2: d not found"),
+        (["toy,a,b,a,b", "toy,b,a,b,a", "toy,a,b,a,b"], "row 3: is the pair of row 1 once more"),
+        (["toy,a,c,a,c"], "row 1: the two scans are one and the same"),
+        (["../../toy,a,b,a,b"], "row 1: '../../toy' cannot name a kind"),
+        (["toy-pairs,a,b,a,b"], "row 1: 'toy-pairs' cannot name a kind"),
+        (["toy,a,b,,b"], "row 1: fixed_labels missing"),
+        ([], "pairs.csv: lists no pair"),
+    ],
+)
+def test_a_list_is_read_to_its_end_before_work_begins(tmp_path: Path, capsys, monkeypatch, rows, told) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("a.nii.gz").touch()
-    Path("pairs.csv").write_text(
-        "kind,fixed,moving,fixed_labels,moving_labels\n"
-        "toy,a.nii.gz,a.nii.gz,a.nii.gz,a.nii.gz\n"
-        "toy,a.nii.gz,a.nii.gz,a.nii.gz,b.nii.gz\n"
-    )
+    for name in "abc":
+        Path(name).write_text(name.replace("c", "a"))  # by what they hold, not by their names
+    Path("pairs.csv").write_text("\n".join(["kind,fixed,moving,fixed_labels,moving_labels", *rows, ""]))
     monkeypatch.delenv("VERIMORPH_DATA", raising=False)
-    assert run(["calibrate", "--pairs", "pairs.csv", "--check", "general"]) == 2
-    assert "pairs.csv, row 2: b.nii.gz not found" in capsys.readouterr().err
+    for words in (["--check", "general"], ["-o", "a.json", "--by-kind"]):
+        assert run(["calibrate", "--pairs", "pairs.csv", *words]) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert told in error
+        assert "Traceback" not in error
+    assert not list(tmp_path.glob("*.cases"))
+
+
+def test_what_cannot_be_is_refused_before_images_are_measured(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(4):
+        random = np.random.default_rng(number).random((12, 12, 12)).astype(np.float32)
+        write_image(Image.from_array(random), Path(f"{number}.nii.gz"))
+    lines = [f"toy,{k}.nii.gz,{k + 1}.nii.gz,{k}.nii.gz,{k + 1}.nii.gz" for k in range(3)]
+    Path("pairs.csv").write_text("\n".join(["kind,fixed,moving,fixed_labels,moving_labels", *lines, ""]))
+    for words, told in (
+        (["-o", "a.json"], "lists 3 of the 4 pairs that are the fewest"),
+        (["--check", "general:nonsense"], "no bound of its own for 'nonsense'; it has abdomen,"),
+        (["--check", "general-2d"], "'general-2d' was learned on 2-D images, these are 3-D"),
+        (["-o", "a.json", "--base", "general:brain"], "a kind has no meaning there"),
+    ):
+        assert run(["calibrate", "--pairs", "pairs.csv", *words]) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.glob("*.cases"))
 
 
 def test_slices_are_not_judged_by_a_calibration_of_volumes() -> None:
@@ -312,8 +364,11 @@ def test_the_kind_may_be_said(tmp_path: Path) -> None:
     assert told.kind_of(row) == "brain"
     assert held.kind_of(row) == held.kind == "cardiac-pairs"
     assert held.quantiles == told.quantiles
-    with pytest.raises(InputError, match="has no bound of 'cardiac-pair'; did you mean 'cardiac-pairs'"):
+    with pytest.raises(InputError, match=r"no bound of its own for 'cardiac-pair'; it has .*cardiac-pairs"):
         read_calibration("general:cardiac-pair", ndim=3)
+    with pytest.raises(InputError, match="for 'lung-mr-pairs', of which it knows 2 cases only"):
+        read_calibration("general:lung-mr-pairs", ndim=3)
+    assert held.digest == told.digest  # it is the same one
     assert read_calibration("general:slice-pairs", ndim=2).kind == "slice-pairs"
     with pytest.raises(InputError, match="no calibration 'genral'"):
         read_calibration("genral:brain", ndim=3)
@@ -331,19 +386,6 @@ def test_what_cannot_be_said_is_explained(tmp_path: Path, capsys, quick_fit) -> 
     kept(tmp_path / "cases", "toy", *((f"toy {k}",) for k in range(6)))
     assert run(["calibrate", "--keep", str(tmp_path / "cases"), "-o", str(tmp_path / "mine.json")]) == 0
     assert "-: no bound of that level" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("words", [["--check", "general"], ["-o", "a.json"]])
-def test_a_list_without_pairs_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch, words
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("pairs.csv").write_text("kind,fixed,moving,fixed_labels,moving_labels\n")
-    for more, message in ([], "pairs.csv: lists no pair"), (["--by-kind"], "--by-kind"):
-        assert run(["calibrate", "--pairs", "pairs.csv", *words, *more]) == 2
-        told = capsys.readouterr().err
-        assert message in told
-        assert "Traceback" not in told
 
 
 def test_many_pairs_carry_the_correction_for_their_number() -> None:
@@ -721,8 +763,8 @@ def test_fits_end_when_one_fails(monkeypatch, failing: int) -> None:
         torch.set_num_threads(threads)
 
 
-def test_pairs_are_fitted_as_they_were_before_they_had_a_kind() -> None:
-    """With pairs alone kinds lose their ending, which makes other cases of the same evidence: known again."""
+def test_the_same_evidence_is_fitted_once() -> None:
+    """Whatever objects hold it."""
     fits = Fits()
     one = [replace(case(k).points, kind="toy") for k in range(3)]
     first = fits([one], steps=1)

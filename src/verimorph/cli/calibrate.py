@@ -80,14 +80,22 @@ def calibrate(
     set_threads(threads)  # before torch is loaded
     from dataclasses import replace
 
-    from verimorph.io.pairs import read_table
     from verimorph.io.safe import keep_inputs, require_writable_file
     from verimorph.uncertainty.bound import FEWEST, read_calibration, write_calibration
     from verimorph.uncertainty.bound import calibrate as learn
-    from verimorph.uncertainty.cases import FOLDS, PAIRS, is_pairs, parted, settled
+    from verimorph.uncertainty.cases import FOLDS, PAIRS, is_pairs, parted
     from verimorph.uncertainty.scale import Fits
     from verimorph.uncertainty.suite import check as judge
-    from verimorph.uncertainty.suite import collect, collect_pairs, cross_validated, dealt_by, images_of, read_case
+    from verimorph.uncertainty.suite import (
+        collect,
+        collect_pairs,
+        cross_validated,
+        dealt_by,
+        dimension_of,
+        images_of,
+        pairs_of,
+        read_case,
+    )
 
     if (output is None) == (check is None):
         raise OptionError("give either -o FILE to learn a calibration, or --check NAME to judge one")
@@ -96,12 +104,12 @@ def calibrate(
     if check is not None:
         learning = {"--base": base, "--by-kind": by_kind, "--name": name, "--for": described}
         refuse(learning, "of a calibration that is learned; --check judges one that is there")
-        read_calibration(check)  # that it is there, before the work
-    foundation = None if base is None else read_calibration(base)
+        read_calibration(check)  # that it is there, before the images are looked for
     folder = keep or (output or Path("calibration-check")).with_suffix(".cases")
     if output is not None:
         require_writable_file(output)
     files = images_of(images or [])
+    listed = [] if pairs is None else pairs_of(pairs)
     found = []
     if not images and pairs is None:
         if keep is None:
@@ -114,10 +122,22 @@ def calibrate(
             raise OptionError(f"--keep {keep}: holds {told}; 2 are the fewest to learn from")
     if by_kind:
         kinds = {kind for kind, _ in files} | {case.points.kind.removesuffix(f"-{PAIRS}") for case in found}
-        kinds |= set() if pairs is None else {row.get("kind", "") for row in read_table(pairs)[0]}
+        kinds |= {pair.kind for pair in listed}
         if len(kinds) < 2:
             told = ", ".join(kinds) or "none"
             raise OptionError(f"--by-kind leaves out whole kinds, here is {told}; name two or more, or leave it out")
+    # What the images are, and that all of it fits together, before any is measured.
+    used = [file for kind in {kind for kind, _ in files} for file in [f for own, f in files if own == kind][:cases]]
+    used += [file for pair in listed for file in pair.files.values()]
+    ndim = dimension_of(used) if used else found[0].points.ndim
+    held = None if check is None else read_calibration(check, ndim=ndim)
+    foundation = None if base is None else read_calibration(base, ndim=ndim)
+    if foundation is not None and foundation.kind not in (None, PAIRS):
+        raise OptionError(f"--base {base}: a kind has no meaning there; leave out ':{foundation.kind}'")
+    if output is not None and listed and not files and len(listed) < FEWEST:
+        raise OptionError(
+            f"{pairs} lists {len(listed)} of the {FEWEST} pairs that are the fewest; list more, or name images"
+        )
     if files:
         if output is not None:
             keep_inputs([output], [file for _, file in files])
@@ -125,30 +145,26 @@ def calibrate(
             raise OptionError("one case is too few to learn from; give -n 2 or more, better 20")
         with CountBar(lines=True) as tell:
             found = collect(files, cases=cases, folder=folder, seed=seed, tell=tell)
-    if pairs is not None:
+    if listed:
         with CountBar(lines=True) as tell:
-            found += collect_pairs(pairs, folder=folder, tell=tell)
-    if check is not None:
-        held = read_calibration(check, ndim=found[0].points.ndim)
+            found += collect_pairs(listed, folder=folder, tell=tell)
+    if held is not None:
         _print(judge(found, held), f"calibration '{held.name}' on images it may not have seen")
         typer.echo(f"{_cases(len(found))}, kept in {folder}")
         return
     assert output is not None
-    points = settled([case.points for case in found])
-    found = [replace(case, points=own) for case, own in zip(found, points, strict=True)]
-    if foundation is not None:
-        foundation = read_calibration(foundation, ndim=points[0].ndim)
+    points = [case.points for case in found]
     by = "kind" if by_kind else "image"
     dealt = dealt_by(points, by)
     known, real = ([i for i, p in enumerate(points) if is_pairs(p.kind) == pairs] for pairs in (False, True))
     # Pairs of real scans have folds of their own, without fits.
-    folds = len({dealt[i] for i in (known + real if by_kind else known)})
+    folds = len({dealt[i] for i in (known if known and not by_kind else known + real)})
 
     def leave(places: list[int], fewest: int) -> bool:
         return parted([points[i] for i in places], [dealt[i] for i in places], fewest)
 
-    together = not leave(known, min(2, len(known) - 1))
-    judged = len(known) > 2 and not together
+    together = not (leave(known, min(2, len(known) - 1)) if known else leave(real, FEWEST))
+    judged = len(found) > 2 and not together
     with CountBar(lines=True) as tell:
         # One without each fold, one of all; one without every two folds, or for every kind left out, with folds inside.
         inner = folds * (FOLDS // 2 + 1) if by_kind else folds * (folds - 1) // 2
@@ -171,7 +187,7 @@ def calibrate(
     rows = [row for row in rows if pairs_judged or not is_pairs(row.kind)]
     if rows:
         _print(rows, f"every {by} judged without itself")
-    if 0 < len(real) < FEWEST:
+    if known and 0 < len(real) < FEWEST:
         say("warning", f"nothing is learned of pairs of real scans: here is {len(real)}, {FEWEST} are the fewest")
     elif judged and not pairs_judged:
         told = f"without one {by} and what shares an image with it, too few are left"
@@ -181,7 +197,9 @@ def calibrate(
         say("warning", f"{told}; how the bound does on other images is not known")
     reached = learned.reach()
     if reached < 0.9:
-        told = f"{_cases(len(known))} reach a level of {reached:g} and no further; 9 reach 0.9, 19 reach 0.95"
+        told = (
+            f"the bound of {_cases(len(known or real))} goes to {reached:g} and no further; 9 reach 0.9, 19 reach 0.95"
+        )
         say("warning", f"{told}; give more with -n, or register with --level {reached:g}")
     typer.echo(f"{_cases(len(found))}; calibration in {output}, cases in {folder}")
 

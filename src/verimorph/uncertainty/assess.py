@@ -27,7 +27,7 @@ from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.transform import Composite, DisplacementField, Transform, parts_of
 from verimorph.uncertainty.bound import ANY, LEVELS, Calibration, read_calibration, traits_of
-from verimorph.uncertainty.cases import PAIRS
+from verimorph.uncertainty.cases import PAIRS, is_pairs
 from verimorph.uncertainty.evidence import Evidence, gather
 from verimorph.uncertainty.known import foreground
 from verimorph.uncertainty.reference import by_defaults, distance_between, reference_of
@@ -185,7 +185,7 @@ def assess(
         Image.from_array(spread, grid, name="displacement_std"),
         labels,
         volumes,
-        held.name if found.kind == ANY else f"{held.name}: {found.kind}",
+        held.name if found.kind == ANY and held.kind is None else f"{held.name}: {found.kind}",
         held.digest,
         _words_for(held, found),
         verdict.verdict,
@@ -223,8 +223,8 @@ class _Bounded:
         On the fixed grid: where the masks let the images be compared; the anatomy; what of it is there.
     near
         ``inside`` on the evidence grid.
-    kind
-        Of images the pair is taken for.
+    kind, alike
+        Of images the pair is taken for, and that it is told to be by the images; they differ where one was asked for.
     bounds
         By level, units of the evidence; the level asked for, and what of ``LEVELS`` the calibration reaches.
     away
@@ -239,6 +239,7 @@ class _Bounded:
     inside: Bool[ndarray, "*space"]
     near: Bool[ndarray, "*space"]
     kind: str
+    alike: str
     bounds: dict[float, Float[Tensor, "*space"]]
     away: Float[Tensor, "*space"] | None
     usual: Float[Tensor, "*space"] | None
@@ -257,16 +258,17 @@ def _bounded(registration: Registration, held: Calibration, level: float, seed: 
     near = on_evidence(inside, evidence.grid)
     # The kind is that of the image, however much of it a mask leaves.
     share = float(on_evidence(whole, evidence.grid).mean())
-    kind = held.kind_of(traits(registration.fixed, registration.moving, learned_from, near, share=share))
+    own = traits(registration.fixed, registration.moving, learned_from, near, share=share)
+    kind, alike = held.kind_of(own), replace(held, kind=None).kind_of(own)
     held.check(level, kind)
     usual = min(VERDICT_LEVEL, held.reach(kind))
     levels = {level, usual, *(q for q in LEVELS if q <= held.reach(kind))}
     bounds = _bound_maps(learned_from, near, held, levels, kind)
     if direct:
-        return _Bounded(evidence, compared, whole, inside, near, kind, bounds, None, None)
+        return _Bounded(evidence, compared, whole, inside, near, kind, alike, bounds, None, None)
     away = distance_between(registration.transform, reference.transform, evidence.grid) / evidence.unit_mm
     longer = {q: bound + away for q, bound in bounds.items()}
-    return _Bounded(evidence, compared, whole, inside, near, kind, longer, away, bounds[usual])
+    return _Bounded(evidence, compared, whole, inside, near, kind, alike, longer, away, bounds[usual])
 
 
 def _looked(registration: Registration, seed: int) -> Evidence:
@@ -313,15 +315,21 @@ def _verdict(registration: Registration, facts: dict[str, float], found: _Bounde
 
 def _words_for(held: Calibration, found: _Bounded) -> str:
     """For which images the bound was checked; whether this image is one of them, and this registration one of those."""
-    words = _words_for_kind(held, found.kind)
+    words = _words_for_kind(held, found.kind, found.alike)
     if found.away is None:
         return words
     return f"{words}; this result was not made by the defaults: its bound is that of one that was, plus the way to it"
 
 
-def _words_for_kind(held: Calibration, kind: str) -> str:
+def _words_for_kind(held: Calibration, kind: str, alike: str) -> str:
+    if held.cases and all(is_pairs(own) for own in held.cases):
+        count = sum(held.cases.values())
+        return f"{held.calibrated_for}; it was learned on {count} pairs of real scans, and all are taken for such"
     if held.kind is not None:
-        return f"{held.calibrated_for}; the bound is that of {kind}, as was asked for, not told from the images"
+        names = {ANY: "all kinds of known deformations together", PAIRS: "all pairs of real scans together"}
+        asked = f"the bound is that of {names.get(kind, kind)}, as was asked for"
+        told = "" if alike == kind else f"; by the images it would be that of {names.get(alike, alike)}"
+        return f"{held.calibrated_for}; {asked}{told}"
     if len(held.cases) < 2:
         foreign = "; this image does not resemble the images of the calibration" if kind == ANY and held.traits else ""
         return held.calibrated_for + foreign
@@ -363,6 +371,9 @@ def _bound_maps(
     columns = np.stack([evidence.maps[name].cpu().numpy().reshape(-1) for name in held.scale.names], axis=1)
     bounds = held.bounds(columns, near.reshape(-1), list(levels), kind)
     shape = evidence.grid.shape
+    # Nothing in the image is farther off than the image is large, however little a calibration of few cases knows.
+    largest = float(np.linalg.norm(np.array(shape) * evidence.grid.spacing)) / evidence.unit_mm
+    bounds = [np.minimum(bound, largest) for bound in bounds]
     return {q: torch.from_numpy(b.astype(np.float32).reshape(shape)) for q, b in zip(levels, bounds, strict=True)}
 
 

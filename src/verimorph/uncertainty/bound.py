@@ -30,18 +30,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from verimorph.errors import InputError, OptionError, nearest
-from verimorph.uncertainty.cases import (
-    FOLDS,
-    PAIR_FOLDS,
-    PAIRS,
-    Points,
-    apart,
-    case_weights,
-    deal,
-    is_pairs,
-    parted,
-    settled,
-)
+from verimorph.uncertainty.cases import FOLDS, PAIR_FOLDS, PAIRS, Points, apart, case_weights, deal, is_pairs, parted
 from verimorph.uncertainty.conformal import mondrian_quantiles
 from verimorph.uncertainty.scale import FLOOR, Fits, Scale, steps_for, with_pairs
 
@@ -129,7 +118,8 @@ class Calibration:
     format
         What its parts mean: ``FORMAT``.
     kind
-        Of images that every pair is taken for; None: told from the pair itself.
+        Of images that every pair is taken for; None: told from the pair itself. One that was learned on pairs of real
+        scans alone takes all for such.
     """
 
     name: str
@@ -146,7 +136,8 @@ class Calibration:
     @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal digits of all of it: two calibrations of one name may differ."""
-        return hashlib.blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
+        content = asdict(self) | {"kind": None}  # whatever images are taken for, it is this one
+        return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def kind_of(self, traits: Sequence[float]) -> str:
         """The kind whose nearest case differs least, or ``any`` if none is near (root mean square above 1.5).
@@ -180,8 +171,9 @@ class Calibration:
         """Highest level that a bound can be given for, in both regions."""
         return min(max(float(q) for q in self._table(kind, region)) for region in (True, False))
 
-    def check(self, level: float, kind: str = ANY) -> None:
-        """Refuse a level that a bound cannot be given for."""
+    def check(self, level: float, kind: str | None = None) -> None:
+        """Refuse a level that a bound cannot be given for, of images of a kind (default: that they are taken for)."""
+        kind = kind or self.kind or ANY
         for region in (True, False):
             self.quantile(level, region, kind)
 
@@ -190,9 +182,8 @@ class Calibration:
         table = self._table(kind, foreground)
         known = np.array(sorted(float(q) for q in table))
         if not known[0] <= level <= known[-1]:
-            raise OptionError(
-                f"level is {level:g}; give one that this calibration reaches, from {known[0]:g} to {known[-1]:g}"
-            )
+            reached = f"from {known[0]:g} to {known[-1]:g}" if len(known) > 1 else f"{known[0]:g}"
+            raise OptionError(f"level is {level:g}; give one that this calibration reaches, {reached}")
         values = np.array([table[f"{q:g}"] for q in known])
         return float(np.interp(-math.log1p(-level), -np.log1p(-known), values))
 
@@ -247,7 +238,9 @@ def calibrate(
     """
     if len({p.ndim for p in points}) > 1:
         raise OptionError("there are 2-D and 3-D images; each need a calibration of their own")
-    points = settled(points)
+    alone = all(is_pairs(p.kind) for p in points)
+    if alone and len(points) < FEWEST:
+        raise OptionError(f"there are {len(points)} pairs of real scans and nothing else; {FEWEST} are the fewest")
     held = [scale] * len(points)
     if scale is None:
         if len(points) < 2:
@@ -278,13 +271,16 @@ def calibrate(
             found = _regions([points[i] for i in own], [scores[i] for i in own], corrected=len(own) >= GUARANTEED)
             quantiles[kind] = found
     real = [i for i, p in enumerate(points) if is_pairs(p.kind)]
-    if len(real) >= FEWEST:
+    if alone:
+        quantiles[PAIRS] = quantiles[ANY]
+    elif len(real) >= FEWEST:
         quantiles[PAIRS] = _regions(
             [points[i] for i in real], [scores[i] for i in real], corrected=len(real) >= CORRECTED_PAIRS
         )
     counts = {kind: sum(p.kind == kind for p in points) for kind in kinds}
     traits = {kind: [list(p.traits) for p in points if p.kind == kind and p.traits] for kind in kinds}
-    return Calibration(name, calibrated_for, scale, quantiles, counts, traits, ndim=points[0].ndim)
+    kind = PAIRS if alone else None
+    return Calibration(name, calibrated_for, scale, quantiles, counts, traits, ndim=points[0].ndim, kind=kind)
 
 
 FEWEST, GUARANTEED = 4, 30
@@ -349,7 +345,8 @@ def read_calibration(name: str | os.PathLike | Calibration = "general", *, ndim:
         found = name
     else:
         name, kind = _parsed(name)
-        found = replace(_read(name, ndim or 3), kind=kind)
+        found = _read(name, ndim or 3)
+        found = found if kind is None else replace(found, kind=kind)
     if ndim is not None and found.ndim != ndim:
         raise OptionError(
             f"calibration '{found.name}' was learned on {found.ndim}-D images, these are {ndim}-D; "
@@ -357,9 +354,9 @@ def read_calibration(name: str | os.PathLike | Calibration = "general", *, ndim:
         )
     # Of a packaged one it takes the dimension to know which is meant.
     if ndim is not None and found.kind is not None and found.kind not in found.quantiles:
-        raise InputError(
-            f"calibration '{found.name}' has no bound of '{found.kind}'{nearest(found.kind, found.quantiles)}"
-        )
+        few = f", of which it knows {found.cases[found.kind]} cases only" if found.kind in found.cases else ""
+        known = ", ".join(sorted(found.quantiles))
+        raise InputError(f"calibration '{found.name}' has no bound of its own for '{found.kind}'{few}; it has {known}")
     return found
 
 
@@ -378,6 +375,8 @@ def _read(name: str | os.PathLike, ndim: int) -> Calibration:
     path = CALIBRATIONS / f"{name}{ending}.json"
     if not path.is_file():
         path = Path(name)
+    if not str(name):
+        raise InputError("the name of the calibration is empty; give a name or a file")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the calibration, a file of 'verimorph calibrate'")
     if not path.is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jaxtyping import Bool, Float
 from numpy import ndarray
@@ -56,13 +56,6 @@ class Points:
 FOLDS, PAIR_FOLDS = 10, 15
 """Sets of images for cross-fitting and cross-validation; and of pairs of real scans, which share their images with more
 of each other."""
-
-
-def settled(points: Sequence[Points]) -> list[Points]:
-    """Pairs of real scans with nothing beside them are what every image is judged by: cases like any others."""
-    if not all(is_pairs(p.kind) for p in points):
-        return list(points)
-    return [replace(p, kind=p.kind.removesuffix(f"-{PAIRS}").replace(PAIRS, "images")) for p in points]
 
 
 def deal(points: Sequence[Points], folds: int) -> list[int]:

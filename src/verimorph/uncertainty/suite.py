@@ -178,58 +178,97 @@ def digest(*files: Path) -> str:
     return content_hash(*files, new=lambda: hashlib.blake2b(digest_size=4))
 
 
-def collect_pairs(
-    table: Path, *, folder: str | os.PathLike, tell: Callable[[str, int, int], None] | None = None
-) -> list[Case]:
-    """Measure the pairs of a CSV (kind, fixed, moving, fixed_labels, moving_labels), relative to VERIMORPH_DATA."""
-    from verimorph.io import read_image
-    from verimorph.io.pairs import read_table
-    from verimorph.io.safe import require_writable
+@dataclass(frozen=True)
+class RealPair:
+    """A pair of real scans with labels, as a list names it."""
 
-    folder = Path(folder)
-    require_writable(folder)
+    kind: str
+    files: Mapping[str, Path]
+
+
+def pairs_of(table: Path) -> list[RealPair]:
+    """The pairs of a CSV (kind, fixed, moving, fixed_labels, moving_labels), relative to VERIMORPH_DATA.
+
+    Raises
+    ------
+    InputError
+        If it lists none, or a row lacks something, names what is not there, a pair once more, or one scan twice.
+    """
+    from verimorph.io.pairs import read_table
+
     rows = read_table(table)[0]
     if not rows:
         raise InputError(f"{table}: lists no pair; give one a row, below the names of the columns")
     root = Path(os.environ.get("VERIMORPH_DATA", str(table.parent)))
-    # All of the list before the first pair is measured, which takes its time.
-    files_of = [_files_of(row, root, f"{table}, row {number}") for number, row in enumerate(rows, start=1)]
-    _check_dimensions([file for files in files_of for file in files.values()])
+    out: list[RealPair] = []
+    seen: dict[tuple[str, str], int] = {}
+    for number, row in enumerate(rows, start=1):
+        place = f"{table}, row {number}"
+        keys = ("fixed", "moving", "fixed_labels", "moving_labels")
+        if missing := [key for key in ("kind", *keys) if not row.get(key)]:
+            raise InputError(f"{place}: {', '.join(missing)} missing; a pair needs labels and a kind")
+        _check_kind(row["kind"], f"{place}: ")
+        files = {key: root / row[key] for key in keys}
+        if absent := [str(file) for file in files.values() if not file.exists()]:
+            raise InputError(f"{place}: {', '.join(absent)} not found")
+        scans = (digest(files["fixed"]), digest(files["moving"]))
+        if scans[0] == scans[1]:
+            raise InputError(f"{place}: the two scans are one and the same; a pair is of two")
+        if seen.setdefault(scans, number) != number:
+            raise InputError(f"{place}: is the pair of row {seen[scans]} once more, which would count it twice")
+        out.append(RealPair(row["kind"], files))
+    return out
+
+
+def collect_pairs(
+    pairs: Sequence[RealPair], *, folder: str | os.PathLike, tell: Callable[[str, int, int], None] | None = None
+) -> list[Case]:
+    """Measure pairs of real scans; what the folder holds already is read, not measured anew."""
+    from verimorph.io import read_image
+    from verimorph.io.safe import require_writable
+
+    folder = Path(folder)
+    require_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     out = []
-    for number, (row, files) in enumerate(zip(rows, files_of, strict=True)):
-        stems = [files[key].name.split(".")[0] for key in ("fixed", "moving")]
-        name = f"{row['kind']}-{PAIRS}-{stems[0]}-{stems[1]}-{digest(*files.values())}"
+    for number, pair in enumerate(pairs):
+        stems = [pair.files[key].name.split(".")[0] for key in ("fixed", "moving")]
+        kind = f"{pair.kind}-{PAIRS}"
+        name = f"{kind}-{stems[0]}-{stems[1]}-{digest(*pair.files.values())}"
         if tell is not None:
-            tell(name, number, len(rows))
+            tell(name, number, len(pairs))
         path = folder / f"{name}.npz"
         if not path.is_file():
-            images = {key: read_image(file) for key, file in files.items()}
-            kind, hashes = f"{row['kind']}-{PAIRS}", (digest(files["fixed"]), digest(files["moving"]))
+            images = {key: read_image(file) for key, file in pair.files.items()}
+            hashes = (digest(pair.files["fixed"]), digest(pair.files["moving"]))
             write_case(measure_pair(**images, kind=kind, name=name, seed=number, images=hashes), path)
         out.append(read_case(path))
     return out
 
 
-def _files_of(row: Mapping[str, str], root: Path, place: str) -> dict[str, Path]:
-    """The files of a pair; ``place`` says where it is listed."""
-    keys = ("fixed", "moving", "fixed_labels", "moving_labels")
-    if missing := [key for key in ("kind", *keys) if not row.get(key)]:
-        raise InputError(f"{place}: {', '.join(missing)} missing; a pair needs labels and a kind")
-    files = {key: root / row[key] for key in keys}
-    if absent := [str(file) for file in files.values() if not file.exists()]:
-        raise InputError(f"{place}: {', '.join(absent)} not found")
-    return files
+def dimension_of(files: Sequence[Path]) -> int:
+    """2 or 3, of all these images; only headers are read.
 
-
-def _check_dimensions(files: Sequence[Path]) -> None:
-    """Refuse a mixture of 2-D and 3-D images; only headers are read."""
+    Raises
+    ------
+    OptionError
+        If some are 2-D and some 3-D.
+    """
     from verimorph.io import read_image
 
     by_number = {read_image(file).grid.ndim: file for file in dict.fromkeys(files)}
     if len(by_number) > 1:
         flat, deep = by_number[2], by_number[3]
         raise OptionError(f"{flat.name} is 2-D and {deep.name} 3-D; each need a calibration of their own")
+    return next(iter(by_number))
+
+
+def _check_kind(kind: str, place: str = "") -> None:
+    if re.fullmatch(r"[A-Za-z0-9][\w-]*", kind) is None or kind == ANY or is_pairs(kind):
+        raise InputError(
+            f"{place}'{kind}' cannot name a kind of images: letters, digits, - and _; 'any', and names that end in "
+            f"'{PAIRS}', have a meaning of their own"
+        )
 
 
 def images_of(patterns: Sequence[str]) -> list[tuple[str, Path]]:
@@ -249,11 +288,7 @@ def images_of(patterns: Sequence[str]) -> list[tuple[str, Path]]:
             files = _matching(pattern)
         if not files:
             raise InputError(f"no file fits '{pattern}'; give images, or KIND=PATTERN in quotes")
-        if re.fullmatch(r"[A-Za-z0-9][\w-]*", kind) is None or kind == ANY or is_pairs(kind):
-            raise InputError(
-                f"'{kind}' cannot name a kind of images: letters, digits, - and _; 'any', and names that end in "
-                f"'{PAIRS}', have a meaning of their own"
-            )
+        _check_kind(kind)
         out += [(kind, file) for file in files]
     return out
 
@@ -281,7 +316,6 @@ def collect(
     for kind in dict.fromkeys(kind for kind, _ in images):
         files = [file for own, file in images if own == kind]
         jobs += [(kind, files[k % len(files)], seed + k) for k in range(cases)]
-    _check_dimensions([file for _, file, _ in jobs])
     folder.mkdir(parents=True, exist_ok=True)
     out = []
     for number, (kind, file, own_seed) in enumerate(jobs):
