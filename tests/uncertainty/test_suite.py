@@ -196,22 +196,26 @@ def kept(folder: Path, kind: str, *images: tuple[str, ...]) -> None:
 )
 def test_pairs_that_share_their_images_are_learned_from(tmp_path: Path, capsys, quick_fit, pairs) -> None:
     kept(tmp_path / "cases", "toy-pairs", *pairs)
-    assert run(["calibrate", "--keep", str(tmp_path / "cases"), "-o", str(tmp_path / "mine.json")]) == 0
+    words = ["calibrate", "--keep", str(tmp_path / "cases"), "-o", str(tmp_path / "mine.json")]
+    assert run(words) == 2
+    assert "alone do not say how small errors are" in " ".join(capsys.readouterr().err.split())
+    base = calibrate([case(k).points for k in range(8)], name="base", calibrated_for="", steps=50)
+    assert run([*words, "--base", str(write_calibration(base, tmp_path / "base.json"))]) == 0
     told = capsys.readouterr()
     assert "how the bound does on other images is not known" in " ".join(told.err.split())
     assert "judged without itself" not in told.out  # nothing was apart from what it would be judged by
     held = read_calibration(tmp_path / "mine.json")
     assert held.cases == {"toy-pairs": len(pairs)}
     assert held.kind == "pairs"
-    assert held.scale.pairs
 
 
 def test_pairs_alone_bound_pairs(tmp_path: Path) -> None:
-    """Without known deformations every pair has the bound of pairs, and it is no absurd one however few they are."""
-    new = [pair(k) for k in range(60, 72)]
-    for count, level in ((4, 0.8), (12, 0.9)):
-        points = [pair(k) for k in range(count)]
-        held = calibrate(points, name="pairs", calibrated_for="", steps=200)
+    """Beside the sizes of another calibration; the bound is no absurd one however few they are."""
+    cases, new = [case(k).points for k in range(8)], [pair(k) for k in range(60, 72)]
+    base = with_pairs(fit_scale(cases, networks=1, steps=200), [*cases, *(pair(k) for k in range(40, 50))])
+    for count in (4, 12, 20):
+        level, points = 0.9, [pair(k) for k in range(count)]
+        held = calibrate(points, name="pairs", calibrated_for="", scale=base)
         held = read_calibration(write_calibration(held, tmp_path / "pairs.json"))
         assert held.reach() >= level
         assert held.kind_of(new[0].traits) == "pairs"
@@ -221,7 +225,9 @@ def test_pairs_alone_bound_pairs(tmp_path: Path) -> None:
         ratio = np.median(np.concatenate(bounds)) / np.median(np.concatenate([p.error for p in new]))
         assert ratio < 8
     with pytest.raises(OptionError, match="there are 3 pairs of real scans and nothing else; 4 are the fewest"):
-        calibrate(points[:3], name="pairs", calibrated_for="", steps=20)
+        calibrate(points[:3], name="pairs", calibrated_for="", scale=base)
+    with pytest.raises(OptionError, match="alone do not say"):
+        calibrate(points, name="pairs", calibrated_for="")
 
 
 def test_a_fold_must_leave_two_cases() -> None:
@@ -309,7 +315,8 @@ def test_what_cannot_be_is_refused_before_images_are_measured(tmp_path: Path, ca
     lines = [f"toy,{k}.nii.gz,{k + 1}.nii.gz,{k}.nii.gz,{k + 1}.nii.gz" for k in range(3)]
     Path("pairs.csv").write_text("\n".join(["kind,fixed,moving,fixed_labels,moving_labels", *lines, ""]))
     for words, told in (
-        (["-o", "a.json"], "lists 3 of the 4 pairs that are the fewest"),
+        (["-o", "a.json", "--base", "general"], "lists 3 of the 4 pairs that are the fewest"),
+        (["-o", "a.json"], "alone do not say how small errors are"),
         (["--check", "general:nonsense"], "no bound of its own for 'nonsense'; it has abdomen,"),
         (["--check", "general-2d"], "'general-2d' was learned on 2-D images, these are 3-D"),
         (["-o", "a.json", "--base", "general:brain"], "a kind has no meaning there"),

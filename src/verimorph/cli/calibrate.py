@@ -81,7 +81,7 @@ def calibrate(
     from dataclasses import replace
 
     from verimorph.io.safe import keep_inputs, require_writable_file
-    from verimorph.uncertainty.bound import FEWEST, read_calibration, write_calibration
+    from verimorph.uncertainty.bound import FEWEST, PAIRS_ALONE, read_calibration, write_calibration
     from verimorph.uncertainty.bound import calibrate as learn
     from verimorph.uncertainty.cases import FOLDS, PAIRS, is_pairs, parted
     from verimorph.uncertainty.scale import Fits
@@ -134,7 +134,10 @@ def calibrate(
     foundation = None if base is None else read_calibration(base, ndim=ndim)
     if foundation is not None and foundation.kind not in (None, PAIRS):
         raise OptionError(f"--base {base}: a kind has no meaning there; leave out ':{foundation.kind}'")
-    if output is not None and listed and not files and len(listed) < FEWEST:
+    alone = not files and all(is_pairs(case.points.kind) for case in found)
+    if output is not None and alone and foundation is None:
+        raise OptionError(PAIRS_ALONE)
+    if output is not None and alone and listed and len(listed) < FEWEST:
         raise OptionError(
             f"{pairs} lists {len(listed)} of the {FEWEST} pairs that are the fewest; list more, or name images"
         )

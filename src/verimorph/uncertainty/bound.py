@@ -228,6 +228,8 @@ def calibrate(
     All have the same number of ``steps``, default what suits all the cases: what is learned without a fold is learned
     as the whole is. ``fits`` holds those that others ask for, too.
 
+    Pairs of real scans alone take a ``scale``, and what is learned takes all for such pairs.
+
     Quantiles over all kinds, and those over all pairs of real scans where there are ``CORRECTED_PAIRS``, carry the
     correction for the number of cases, which guarantees coverage for exchangeable ones (of few pairs the largest scores
     make the highest level, and it is wide). Those of one kind do not where it has fewer than ``GUARANTEED`` cases: with
@@ -239,12 +241,14 @@ def calibrate(
     if len({p.ndim for p in points}) > 1:
         raise OptionError("there are 2-D and 3-D images; each need a calibration of their own")
     alone = all(is_pairs(p.kind) for p in points)
+    if alone and scale is None:
+        raise OptionError(PAIRS_ALONE)
     if alone and len(points) < FEWEST:
         raise OptionError(f"there are {len(points)} pairs of real scans and nothing else; {FEWEST} are the fewest")
     held = [scale] * len(points)
     if scale is None:
-        if len(points) < 2:
-            raise OptionError(f"{len(points)} case is too few to calibrate on; give at least 2, better 20")
+        if (known := sum(not is_pairs(p.kind) for p in points)) < 2:
+            raise OptionError(f"{known} case is too few to calibrate on; give at least 2, better 20")
         dealt = deal(points, FOLDS) if dealt is None else dealt
         points, dealt = _parted(points, dealt)
         folds = sorted(set(dealt))
@@ -263,8 +267,9 @@ def calibrate(
         assert s is not None
         scores.append(s.scores(p))
     kinds = sorted({p.kind for p in points})
-    known = [i for i, p in enumerate(points) if not is_pairs(p.kind)] or list(range(len(points)))
-    quantiles = {ANY: _regions([points[i] for i in known], [scores[i] for i in known], corrected=True)}
+    most = [i for i, p in enumerate(points) if alone or not is_pairs(p.kind)]
+    many = not alone or len(points) >= CORRECTED_PAIRS
+    quantiles = {ANY: _regions([points[i] for i in most], [scores[i] for i in most], corrected=many)}
     for kind in kinds:
         own = [i for i, p in enumerate(points) if p.kind == kind]
         if len(kinds) > 1 and len(own) >= FEWEST:
@@ -285,6 +290,10 @@ def calibrate(
 
 FEWEST, GUARANTEED = 4, 30
 """Cases of a kind for quantiles of its own; and for those to carry the correction that guarantees their coverage."""
+PAIRS_ALONE = (
+    "pairs of real scans alone do not say how small errors are; name images to deform, too, or with --base a "
+    "calibration whose sizes of error are to be used, such as general"
+)
 CORRECTED_PAIRS = 19
 """Pairs of real scans for the quantiles of all of them to carry it: of fewer, the highest level would have none."""
 

@@ -275,11 +275,11 @@ def steps_for(points: Sequence[Points]) -> int:
 
 
 def with_sizes(points: Sequence[Points]) -> list[Points]:
-    """Those to learn sizes of errors from: all but pairs of real scans, where there are others.
+    """Those to learn sizes of errors from: all but pairs of real scans.
 
     Pairs know a part of their error, to half a voxel: too coarse for small ones.
     """
-    return [p for p in points if not is_pairs(p.kind)] or list(points)
+    return [p for p in points if not is_pairs(p.kind)]
 
 
 class Fits:
