@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from verimorph.image import Image
 from verimorph.transform import Affine, parts_of
-from verimorph.uncertainty.known import KnownPair, foreground, known_pair
+from verimorph.uncertainty.known import KnownPair, _filled, foreground, known_pair
 
 
 def test_the_anatomy_is_the_ball(head: Image) -> None:
@@ -84,3 +84,11 @@ def test_equal_seeds_equal_pairs(head: Image) -> None:
     points = head.grid.index_to_world(np.argwhere(first.foreground)[:50])
     assert np.array_equal(first.truth.map_points(points), second.truth.map_points(points))
     assert not np.allclose(first.truth.map_points(points), other.truth.map_points(points))
+
+
+def test_holes_are_filled_as_scipy_fills_them() -> None:
+    random = np.random.default_rng(0)
+    for share in (0.3, 0.5, 0.6, 0.8, 1.0):
+        for shape in ((40, 30), (1, 9), (7, 1)):
+            plane = random.random(shape) < share
+            assert (_filled(plane) == ndimage.binary_fill_holes(plane)).all()

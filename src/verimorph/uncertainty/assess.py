@@ -413,7 +413,8 @@ class CalibratedSampler:
         smooth = fields.gaussian_smooth(noise, [COHERENCE * finest / float(s) for s in self.grid.spacing])
         smooth /= smooth.std().clamp_min(1e-12)
         spacing = torch.tensor(self.grid.spacing, dtype=torch.float32)
-        return smooth * self._growth(smooth.norm(dim=1, keepdim=True)) / spacing.view(1, d, *[1] * d)
+        length = smooth.square().sum(1, keepdim=True).sqrt()  # several times as fast as the norm along a dimension
+        return smooth * self._growth(length) / spacing.view(1, d, *[1] * d)
 
     def _growth(self, length: Float[Tensor, "1 1 *space"]) -> Float[Tensor, "1 1 *space"]:
         """How long the error is over how long the normal vector is, mm."""

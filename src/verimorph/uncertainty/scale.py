@@ -91,10 +91,14 @@ class Scale:
 
     def of_pairs(self, evidence: Float[ndarray, "n k"], foreground: Bool[ndarray, " n"]) -> Float[ndarray, " n"]:
         """g: logarithm of the size of the errors of two real scans, e0 left in."""
-        *weights, offset = self.pairs or (0.0,)
+        if not self.pairs:
+            return np.concatenate([m + s for _, m, s in self._pieces(evidence, foreground)])
+        *weights, offset = self.pairs
+        own = _float32([*weights, 0.0])  # nothing for the column of the anatomy
+        # By torch, as m and s: threads of a second library would stand in the way of its own.
         return np.concatenate(
             [
-                _smaller(m + s, z[:, :-1] @ np.array(weights) + offset) if weights else m + s
+                _smaller(m + s, (torch.from_numpy(z) @ own).numpy() + offset)
                 for z, m, s in self._pieces(evidence, foreground)
             ]
         )
