@@ -309,6 +309,7 @@ def test_a_list_is_read_to_its_end_before_work_begins(tmp_path: Path, capsys, mo
 
 def test_what_cannot_be_is_refused_before_images_are_measured(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VERIMORPH_DATA", raising=False)
     for number in range(4):
         random = np.random.default_rng(number).random((12, 12, 12)).astype(np.float32)
         write_image(Image.from_array(random), Path(f"{number}.nii.gz"))
@@ -379,6 +380,8 @@ def test_the_kind_may_be_said(tmp_path: Path) -> None:
     assert read_calibration("general:slice-pairs", ndim=2).kind == "slice-pairs"
     with pytest.raises(InputError, match="no calibration 'genral'"):
         read_calibration("genral:brain", ndim=3)
+    path = write_calibration(replace(told, name="mine"), tmp_path / "general")
+    assert read_calibration(str(path)).name == "mine", "a path is no name"
     path = write_calibration(told, tmp_path / "of: mine.json")
     assert read_calibration(str(path), ndim=3).kind is None
     assert read_calibration(f"{path}:brain", ndim=3).kind == "brain"

@@ -382,7 +382,7 @@ def _read(name: str | os.PathLike, ndim: int) -> Calibration:
 
     ending = "" if ndim == 3 or str(name).endswith(f"-{ndim}d") else f"-{ndim}d"
     path = CALIBRATIONS / f"{name}{ending}.json"
-    if not path.is_file():
+    if not path.is_file() or Path(name).name != str(name):
         path = Path(name)
     if not str(name):
         raise InputError("the name of the calibration is empty; give a name or a file")
