@@ -9,6 +9,7 @@ from scipy import ndimage
 from verimorph.grid import Grid
 from verimorph.image import Image
 from verimorph.uncertainty.known import KnownPair, known_pair
+from verimorph.uncertainty.scale import fit_scale
 
 
 def textured_ball(seed: int = 0) -> Image:
@@ -30,3 +31,13 @@ def head() -> Image:
 @pytest.fixture(scope="session")
 def pair(head: Image) -> KnownPair:
     return known_pair(head, seed=4)
+
+
+@pytest.fixture
+def quick_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits of a moment."""
+
+    def quick(some, **_):
+        return fit_scale(some, networks=1, steps=20)
+
+    monkeypatch.setattr("verimorph.uncertainty.scale.fit_scale", quick)

@@ -14,7 +14,8 @@ from verimorph.cli.runtime import refuse, say, set_threads
 from verimorph.errors import InputError, OptionError
 
 if TYPE_CHECKING:
-    from verimorph.uncertainty.suite import Check
+    from verimorph.uncertainty.bound import Calibration
+    from verimorph.uncertainty.suite import Case, Check
 
 app = application()
 
@@ -78,24 +79,11 @@ def calibrate(
     it back with the defaults, and compares. Prints coverage on cases that the bound had not seen.
     """
     set_threads(threads)  # before torch is loaded
-    from dataclasses import replace
-
     from verimorph.io.safe import keep_inputs, require_writable_file
-    from verimorph.uncertainty.bound import FEWEST, PAIRS_ALONE, read_calibration, write_calibration
-    from verimorph.uncertainty.bound import calibrate as learn
-    from verimorph.uncertainty.cases import FOLDS, PAIRS, is_pairs, parted
-    from verimorph.uncertainty.scale import Fits
+    from verimorph.uncertainty.bound import FEWEST, PAIRS_ALONE, read_calibration
+    from verimorph.uncertainty.cases import PAIRS, is_pairs
     from verimorph.uncertainty.suite import check as judge
-    from verimorph.uncertainty.suite import (
-        collect,
-        collect_pairs,
-        cross_validated,
-        dealt_by,
-        dimension_of,
-        images_of,
-        pairs_of,
-        read_case,
-    )
+    from verimorph.uncertainty.suite import collect, collect_pairs, dimension_of, images_of, pairs_of, read_case
 
     if (output is None) == (check is None):
         raise OptionError("give either -o FILE to learn a calibration, or --check NAME to judge one")
@@ -127,9 +115,8 @@ def calibrate(
             told = ", ".join(kinds) or "none"
             raise OptionError(f"--by-kind leaves out whole kinds, here is {told}; name two or more, or leave it out")
     # What the images are, and that all of it fits together, before any is measured.
-    used = [file for kind in {kind for kind, _ in files} for file in [f for own, f in files if own == kind][:cases]]
-    used += [file for pair in listed for file in pair.files.values()]
-    ndim = dimension_of(used) if used else found[0].points.ndim
+    named = [file for _, file in files] + [file for pair in listed for file in pair.files.values()]
+    ndim = dimension_of(named) if named else found[0].points.ndim
     held = None if check is None else read_calibration(check, ndim=ndim)
     foundation = None if base is None else read_calibration(base, ndim=ndim)
     if foundation is not None and foundation.kind not in (None, PAIRS):
@@ -156,6 +143,23 @@ def calibrate(
         typer.echo(f"{_cases(len(found))}, kept in {folder}")
         return
     assert output is not None
+    described = described or "images like those it was learned on"
+    _learn(found, output, name=name or output.stem, described=described, foundation=foundation, by_kind=by_kind)
+    typer.echo(f"{_cases(len(found))}; calibration in {output}, cases in {folder}")
+
+
+def _learn(
+    found: list[Case], output: Path, *, name: str, described: str, foundation: Calibration | None, by_kind: bool
+) -> None:
+    """Learn a calibration of these cases and write it; print how it does on what it has not seen."""
+    from dataclasses import replace
+
+    from verimorph.uncertainty.bound import FEWEST, read_calibration, write_calibration
+    from verimorph.uncertainty.bound import calibrate as learn
+    from verimorph.uncertainty.cases import FOLDS, is_pairs, parted
+    from verimorph.uncertainty.scale import Fits
+    from verimorph.uncertainty.suite import cross_validated, dealt_by
+
     points = [case.points for case in found]
     by = "kind" if by_kind else "image"
     dealt = dealt_by(points, by)
@@ -173,13 +177,7 @@ def calibrate(
         inner = folds * (FOLDS // 2 + 1) if by_kind else folds * (folds - 1) // 2
         fits = Fits(count=(FOLDS if by_kind else folds) + 1 + judged * inner, tell=tell)
         scale = None if foundation is None else foundation.scale
-        learned = learn(
-            points,
-            name=name or output.stem,
-            calibrated_for=described or "images like those it was learned on",
-            scale=scale,
-            fits=fits,
-        )
+        learned = learn(points, name=name, calibrated_for=described, scale=scale, fits=fits)
         # What tells a broken registration has nothing to do with the size of its error: facts, and not evidence.
         verdict = None if foundation is None else foundation.verdict
         learned = replace(learned, verdict=verdict or read_calibration("general", ndim=points[0].ndim).verdict)
@@ -204,7 +202,6 @@ def calibrate(
             f"the bound of {_cases(len(known or real))} goes to {reached:g} and no further; 9 reach 0.9, 19 reach 0.95"
         )
         say("warning", f"{told}; give more with -n, or register with --level {reached:g}")
-    typer.echo(f"{_cases(len(found))}; calibration in {output}, cases in {folder}")
 
 
 def _cases(count: int) -> str:

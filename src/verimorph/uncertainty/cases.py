@@ -38,7 +38,7 @@ class Points:
         Of the image as a whole, by which kinds are told apart: :func:`traits_of`.
     images
         What tells the images of the case from others, such as hashes: of cases that share one, none teaches what judges
-        another. Empty: shares none.
+        another (known deformations and pairs of real scans apart: :func:`apart`). Empty: shares none.
     ndim
         Of the images, 2 or 3.
     """
